@@ -1,0 +1,2 @@
+//! nano-vllm-serve
+fn main() {}

@@ -1,0 +1,5 @@
+//! batch-scheduler (contract sketch: the owner of this crate completes it)
+mod plan;
+mod runner;
+pub use plan::*;
+pub use runner::*;

@@ -1,0 +1,232 @@
+//! What a step's result means for its sequences.
+
+use paged_kv::KvAllocator;
+
+use crate::event::{Event, FinishReason};
+use crate::plan::{Sampled, SlotId, StepOutput};
+use crate::scheduler::Scheduler;
+use crate::scheduler::step::RowRecord;
+use crate::sequence::Status;
+
+/// The output is not of the step that is next to be applied: runner and scheduler have lost each
+/// other, and nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// Outputs are applied in the order of their plans, each once.
+    #[error("output of step {got} where that of step {expected:?} was expected")]
+    WrongStep {
+        /// Step of the output.
+        got: u64,
+        /// The oldest step in flight, if any is.
+        expected: Option<u64>,
+    },
+    /// There must be one result for each of the plan's samples.
+    #[error("step {step}: {got} samples where the plan asked for {expected}")]
+    SampleCount {
+        /// The step.
+        step: u64,
+        /// Samples in the output.
+        got: usize,
+        /// Samples in the plan.
+        expected: usize,
+    },
+    /// A sample may hold one token more than the drafts of its row.
+    #[error("step {step}: sample {sample} has {got} tokens, at most {max} can have been accepted")]
+    TooManyTokens {
+        /// The step.
+        step: u64,
+        /// Index of the sample.
+        sample: usize,
+        /// Tokens in it.
+        got: usize,
+        /// Most there can be.
+        max: usize,
+    },
+}
+
+impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
+    /// Takes in the result of the oldest step in flight: tokens are appended, full blocks become
+    /// findable, ended sequences leave, and `events` tells of it. A sequence with a sample that
+    /// failed ends; the others are not affected.
+    pub fn apply<L>(
+        &mut self,
+        output: StepOutput<L>,
+        events: &mut Vec<Event<L>>,
+    ) -> Result<(), ApplyError> {
+        self.check_output(&output)?;
+        let Some(record) = self.in_flight.pop_front() else {
+            return Ok(());
+        };
+        for (slot, start, extras) in output.prompt_extras {
+            self.report_prompt(slot, start, extras, events);
+        }
+        let mut samples = record.samples.iter().zip(output.samples).peekable();
+        for row in &record.rows {
+            let seq = &mut self.seqs[row.key];
+            let mut healthy = seq.status != Status::Leaving;
+            if healthy {
+                seq.done = row.end;
+                seq.speculating = false;
+            }
+            if let Some((_, sampled)) = samples.next_if(|(s, _)| s.key == row.key) {
+                healthy &= sampled.error.is_none();
+                self.take_sample(row.key, sampled, events);
+            }
+            if healthy {
+                self.settle_blocks(row);
+            }
+            self.settle_step(row.key);
+        }
+        // What is left are the first tokens of sequences that forked.
+        for (record, sampled) in samples {
+            self.take_sample(record.key, sampled, events);
+            self.settle_step(record.key);
+        }
+        self.sweep();
+        self.spares.records.push(record);
+        Ok(())
+    }
+
+    fn check_output<L>(&self, output: &StepOutput<L>) -> Result<(), ApplyError> {
+        let step = output.step;
+        let Some(record) = self.in_flight.front().filter(|r| r.step == step) else {
+            return Err(ApplyError::WrongStep {
+                got: step,
+                expected: self.in_flight.front().map(|r| r.step),
+            });
+        };
+        if output.samples.len() != record.samples.len() {
+            return Err(ApplyError::SampleCount {
+                step,
+                got: output.samples.len(),
+                expected: record.samples.len(),
+            });
+        }
+        for (i, (of, sampled)) in record.samples.iter().zip(&output.samples).enumerate() {
+            let row = &record.rows[of.row as usize];
+            let max = row.drafts as usize + 1;
+            if sampled.tokens.len() > max {
+                return Err(ApplyError::TooManyTokens {
+                    step,
+                    sample: i,
+                    got: sampled.tokens.len(),
+                    max,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what was sampled for a sequence, up to the token that ends it.
+    #[inline]
+    fn take_sample<L>(&mut self, key: u32, sampled: Sampled<L>, events: &mut Vec<Event<L>>) {
+        let seq = &mut self.seqs[key];
+        seq.sampling -= 1;
+        if seq.status == Status::Leaving {
+            return;
+        }
+        let Sampled {
+            mut tokens,
+            mut extras,
+            error,
+        } = sampled;
+        if let Some(error) = error {
+            return self.end(key, FinishReason::Error(error), events);
+        }
+        if tokens.is_empty() {
+            let error = "the model returned no token for this sequence".to_owned();
+            return self.end(key, FinishReason::Error(error), events);
+        }
+        let mut reason = None;
+        let mut taken = 0;
+        for &token in &tokens {
+            seq.tokens.push(token);
+            taken += 1;
+            reason = seq.stop_reason();
+            if reason.is_some() {
+                break;
+            }
+        }
+        // Accepted drafts were computed with the row; rejected ones are overwritten.
+        let accepted = taken as u32 - 1;
+        seq.done += accepted;
+        seq.computed += accepted;
+        if taken < tokens.len() {
+            tokens.truncate(taken);
+            extras.truncate(taken);
+        }
+        events.push(Event::Tokens {
+            id: seq.id,
+            index: seq.index,
+            tokens,
+            extras,
+        });
+        if let Some(reason) = reason {
+            self.end(key, reason, events);
+        }
+    }
+
+    /// Publishes the blocks that became full and returns those that fell out of the window.
+    #[inline]
+    fn settle_blocks(&mut self, row: &RowRecord) {
+        let seq = &mut self.seqs[row.key];
+        let done = seq.done;
+        let Some(table) = seq.table.as_mut() else {
+            return;
+        };
+        self.kv.publish(table, &seq.tokens, done as usize);
+        if done >= seq.reclaim_at
+            && let Some(window) = self.config.sliding_window
+        {
+            // Steps in flight compute positions from `done` on and see no further back.
+            let first_needed = done + 1 - window;
+            self.kv.reclaim_before(table, first_needed as usize);
+            let next = (first_needed / self.block_size + 1) * self.block_size;
+            seq.reclaim_at = next.saturating_add(window - 1);
+        }
+    }
+
+    /// One step less in flight names the sequence.
+    #[inline]
+    fn settle_step(&mut self, key: u32) {
+        let seq = &mut self.seqs[key];
+        seq.in_flight -= 1;
+        if seq.in_flight == 0 && seq.status != Status::Running {
+            self.idle.push(key);
+        }
+    }
+
+    fn report_prompt<L>(
+        &mut self,
+        slot: SlotId,
+        start: u32,
+        mut extras: Vec<L>,
+        events: &mut Vec<Event<L>>,
+    ) {
+        let Some(&key) = self.slot_owner.get(slot.0 as usize) else {
+            return;
+        };
+        if key == u32::MAX {
+            return;
+        }
+        let seq = &mut self.seqs[key];
+        if seq.status == Status::Leaving {
+            return;
+        }
+        // A preempted sequence computes its prompt again; each position is reported once.
+        let known = seq.prompt_reported.saturating_sub(start) as usize;
+        if known >= extras.len() {
+            return;
+        }
+        extras.drain(..known);
+        let start = start + known as u32;
+        seq.prompt_reported = start + extras.len() as u32;
+        events.push(Event::PromptExtras {
+            id: seq.id,
+            index: seq.index,
+            start,
+            extras,
+        });
+    }
+}

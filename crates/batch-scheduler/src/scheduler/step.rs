@@ -1,0 +1,203 @@
+//! A step under construction, and what is remembered of it while it is in flight.
+
+use paged_kv::{BlockTable, KvAllocator};
+
+use crate::plan::{Row, SampleRow, SlotId, StepPlan};
+use crate::scheduler::Scheduler;
+use crate::sequence::Seq;
+use crate::stats::StepStats;
+
+/// What `apply` must know of a plan: the plan itself went to the runner.
+#[derive(Default)]
+pub(super) struct Record {
+    pub(super) step: u64,
+    pub(super) rows: Vec<RowRecord>,
+    pub(super) samples: Vec<SampleRecord>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct RowRecord {
+    pub(super) key: u32,
+    /// Tokens computed after this row, drafts left out.
+    pub(super) end: u32,
+    pub(super) drafts: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct SampleRecord {
+    pub(super) key: u32,
+    pub(super) row: u32,
+}
+
+/// Buffers that wait for their next step.
+pub(super) struct Spares<P> {
+    pub(super) records: Vec<Record>,
+    pub(super) plans: Vec<StepPlan<P>>,
+}
+
+impl<P> Default for Spares<P> {
+    fn default() -> Self {
+        Self {
+            records: Vec::new(),
+            plans: Vec::new(),
+        }
+    }
+}
+
+/// A step under construction.
+pub(super) struct Draft<P> {
+    pub(super) plan: StepPlan<P>,
+    pub(super) record: Record,
+    /// Tokens the step may still compute.
+    pub(super) budget: usize,
+    pub(super) stats: StepStats,
+    /// Sequences that fork because a row of this step completes their prompt, and that row.
+    pub(super) forking: Vec<(u32, u32)>,
+}
+
+impl<P> Draft<P> {
+    /// Adds a row of `len` tokens, `drafts` of them drafts, and its sample if nothing of the
+    /// sequence is left to compute. The table is extended already, from entry `table_at` on.
+    #[inline]
+    pub(super) fn push_row(
+        &mut self,
+        key: u32,
+        seq: &mut Seq<P>,
+        table_at: u32,
+        len: u32,
+        drafts: u32,
+    ) {
+        let plan = &mut self.plan;
+        let blocks_from = plan.new_blocks.len() as u32;
+        let blocks = seq.table.as_ref().map_or(&[][..], BlockTable::blocks);
+        plan.new_blocks
+            .extend_from_slice(&blocks[table_at as usize..]);
+        let drafts_from = plan.drafts.len() as u32;
+        if drafts > 0 {
+            plan.drafts
+                .extend_from_slice(&seq.drafts[..drafts as usize]);
+            seq.speculating = true;
+        }
+        let row = plan.rows.len() as u32;
+        plan.rows.push(Row {
+            slot: SlotId(seq.slot),
+            start: seq.computed,
+            len: len + drafts,
+            table_at,
+            new_blocks: blocks_from..plan.new_blocks.len() as u32,
+            drafts: drafts_from..plan.drafts.len() as u32,
+        });
+        let wanted = seq.wanted();
+        if wanted > seq.num_prompt && seq.computed + 1 == wanted {
+            self.stats.decode_tokens += (len + drafts) as usize;
+        } else {
+            self.stats.prefill_tokens += len as usize;
+        }
+        self.budget -= (len + drafts) as usize;
+        seq.computed += len;
+        seq.in_flight += 1;
+        self.record.rows.push(RowRecord {
+            key,
+            end: seq.computed,
+            drafts,
+        });
+        if seq.computed == wanted {
+            if !seq.fork.is_empty() {
+                self.forking.push((key, row));
+            }
+            self.push_sample(key, seq, row);
+        }
+    }
+
+    #[inline]
+    pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32) {
+        seq.sampling += 1;
+        self.plan.samples.push(SampleRow {
+            slot: SlotId(seq.slot),
+            row,
+        });
+        self.record.samples.push(SampleRecord { key, row });
+    }
+}
+
+impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
+    /// Plans the next step. `None` if there is nothing to compute, or nothing until a step in
+    /// flight is applied (the most steps are in flight, or running sequences wait for its result
+    /// or its blocks): [`steps_in_flight`](Self::steps_in_flight) tells the two apart.
+    ///
+    /// Running sequences come first, in the order of the policy. Then, unless one of them was
+    /// preempted or found no room, waiting ones are admitted while slots, blocks and the token
+    /// budget last; where the first of them does not fit, nobody passes it.
+    pub fn schedule(&mut self) -> Option<StepPlan<P>> {
+        if self.in_flight.len() == self.config.max_steps_in_flight
+            || (self.running.is_empty() && self.waiting.len() == 0)
+        {
+            return None;
+        }
+        let mut draft = self.begin();
+        let all_served = self.schedule_running(&mut draft);
+        if all_served {
+            self.admit_waiting(&mut draft);
+        }
+        // Last, so that the samples of a row's own sequences stand in the order of the rows.
+        self.fork_completed(&mut draft);
+        self.seal(draft)
+    }
+
+    /// Gives the buffers of a plan back, to be used for a later one. Optional.
+    pub fn recycle(&mut self, plan: StepPlan<P>) {
+        if self.spares.plans.len() <= self.config.max_steps_in_flight {
+            self.spares.plans.push(plan);
+        }
+    }
+
+    fn begin(&mut self) -> Draft<P> {
+        let mut plan = self.spares.plans.pop().unwrap_or_else(|| StepPlan {
+            step: 0,
+            released: Vec::new(),
+            admitted: Vec::new(),
+            copies: Vec::new(),
+            new_blocks: Vec::new(),
+            drafts: Vec::new(),
+            rows: Vec::with_capacity(self.running.len()),
+            samples: Vec::with_capacity(self.running.len()),
+        });
+        plan.step = self.next_step;
+        plan.released.clear();
+        plan.admitted.clear();
+        plan.copies.clear();
+        plan.new_blocks.clear();
+        plan.drafts.clear();
+        plan.rows.clear();
+        plan.samples.clear();
+        let mut record = self.spares.records.pop().unwrap_or_default();
+        record.step = self.next_step;
+        record.rows.clear();
+        record.samples.clear();
+        Draft {
+            plan,
+            record,
+            budget: self.config.max_num_batched_tokens,
+            stats: StepStats::default(),
+            forking: Vec::new(),
+        }
+    }
+
+    fn seal(&mut self, mut draft: Draft<P>) -> Option<StepPlan<P>> {
+        self.totals.preemptions += draft.stats.preemptions as u64;
+        if draft.plan.rows.is_empty() {
+            self.spares.records.push(draft.record);
+            self.recycle(draft.plan);
+            return None;
+        }
+        std::mem::swap(&mut draft.plan.released, &mut self.released);
+        draft.stats.step = self.next_step;
+        draft.stats.running = self.running.len();
+        draft.stats.waiting = self.waiting.len();
+        self.totals.add(&draft.stats);
+        self.last_step = draft.stats;
+        self.next_step += 1;
+        self.in_flight.push_back(draft.record);
+        Some(draft.plan)
+    }
+}

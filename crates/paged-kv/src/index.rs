@@ -1,0 +1,100 @@
+//! Hash → block, as an open-addressing table of block indices: 8 bytes a block, never resized.
+
+use crate::pool::Meta;
+
+/// Linear probing at a load of at most one half. The hashes stay in the blocks' metadata; a slot
+/// is the block's index, 0 (the null block) if empty. Several blocks may share a hash.
+pub(crate) struct Index {
+    slots: Vec<u32>,
+}
+
+impl Index {
+    pub(crate) fn new(num_blocks: usize) -> Self {
+        Self {
+            slots: vec![0; 2 * num_blocks],
+        }
+    }
+
+    /// Where the search for a hash begins: the hash scaled to the table's length.
+    #[inline]
+    fn home(&self, hash: [u64; 2]) -> usize {
+        ((hash[0] as u128 * self.slots.len() as u128) >> 64) as usize
+    }
+
+    #[inline]
+    fn after(&self, slot: usize) -> usize {
+        if slot + 1 == self.slots.len() {
+            0
+        } else {
+            slot + 1
+        }
+    }
+
+    /// The first block on the hash's path for which `is_it` holds.
+    #[inline]
+    pub(crate) fn find(&self, hash: [u64; 2], mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mut slot = self.home(hash);
+        loop {
+            match self.slots[slot] {
+                0 => return None,
+                block if is_it(block) => return Some(block),
+                _ => slot = self.after(slot),
+            }
+        }
+    }
+
+    pub(crate) fn insert(&mut self, hash: [u64; 2], block: u32) {
+        let mut slot = self.home(hash);
+        while self.slots[slot] != 0 {
+            slot = self.after(slot);
+        }
+        self.slots[slot] = block;
+    }
+
+    fn slot_of(&self, hash: [u64; 2], block: u32) -> Option<usize> {
+        let mut slot = self.home(hash);
+        while self.slots[slot] != block {
+            if self.slots[slot] == 0 {
+                return None;
+            }
+            slot = self.after(slot);
+        }
+        Some(slot)
+    }
+
+    /// Puts `new` where `old` is, if it is there.
+    pub(crate) fn replace(&mut self, hash: [u64; 2], old: u32, new: u32) {
+        if let Some(slot) = self.slot_of(hash, old) {
+            self.slots[slot] = new;
+        }
+    }
+
+    /// Takes a block out and moves later ones of the run up, so that no tombstones pile up.
+    pub(crate) fn remove(&mut self, hash: [u64; 2], block: u32, metas: &[Meta]) {
+        let Some(mut hole) = self.slot_of(hash, block) else {
+            return;
+        };
+        let len = self.slots.len();
+        let mut slot = hole;
+        loop {
+            slot = self.after(slot);
+            let next = self.slots[slot];
+            if next == 0 {
+                break;
+            }
+            // An entry may move into the hole unless its home lies cyclically in (hole, slot].
+            let home = self.home(metas[next as usize].hash);
+            let from_home = (slot + len - home) % len;
+            let from_hole = (slot + len - hole) % len;
+            if from_home >= from_hole {
+                self.slots[hole] = next;
+                hole = slot;
+            }
+        }
+        self.slots[hole] = 0;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.iter().copied().filter(|&block| block != 0)
+    }
+}

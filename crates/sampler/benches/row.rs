@@ -1,4 +1,8 @@
 //! Time a row at the vocabulary size of Qwen3: `cargo bench -p sampler`.
+#![allow(
+    missing_docs,
+    reason = "criterion_group! makes an undocumented function"
+)]
 
 use std::hint::black_box;
 use std::sync::Arc;

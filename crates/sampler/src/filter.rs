@@ -62,15 +62,26 @@ pub(crate) fn threshold(
 /// The smallest float with `scaled(x) >= ln(min_p)`.
 fn min_p(min_p: f32, max: f32, temperature: f64) -> f32 {
     let bound = f64::from(min_p).ln();
-    let kept = |x: f32| scaled(x, max, temperature) >= bound;
-    let mut x = (f64::from(max) + bound * temperature) as f32;
-    while x > f32::NEG_INFINITY && kept(x) {
-        x = x.next_down();
+    smallest(max, |x| scaled(x, max, temperature) >= bound)
+}
+
+/// The smallest float for which `holds`, a condition that `max` and from some point on all floats
+/// up to it meet. Bisects the floats in their order, so it takes 32 steps wherever it lies.
+fn smallest(max: f32, holds: impl Fn(f32) -> bool) -> f32 {
+    // Floats in order as integers in order; its own inverse.
+    let flip = |bits: i32| bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    let float = |key: i64| f32::from_bits(flip(key as i32) as u32);
+    let key = |x: f32| i64::from(flip(x.to_bits() as i32));
+    let (mut low, mut high) = (key(f32::NEG_INFINITY), key(max));
+    while low < high {
+        let middle = (low + high).div_euclid(2);
+        if holds(float(middle)) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
     }
-    while !kept(x) {
-        x = x.next_up();
-    }
-    x
+    float(high)
 }
 
 /// The k-th largest logit.
@@ -102,44 +113,38 @@ struct Nucleus<'a> {
     scan: &'a Scan,
     /// Smallest logit that takes part.
     floor: f32,
-    temperature: f64,
-    /// Buckets a unit of the exponent.
-    per_bucket: f64,
+    inverse_temperature: f64,
+    /// Buckets a unit of the logit.
+    per_bucket: f32,
 }
 
 impl<'a> Nucleus<'a> {
     fn new(row: &'a [f32], scan: &'a Scan, threshold: f32, temperature: f64) -> Self {
-        let lowest = threshold.max(scan.min);
-        let depth = (-scaled(lowest, scan.max, temperature)).min(DEEPEST);
-        // Slightly below -DEEPEST would do as well; only the cost depends on the exact floor.
         let deepest = (f64::from(scan.max) - DEEPEST * temperature) as f32;
-        let per_bucket = (BUCKETS - 1) as f64 / depth.max(1e-9);
+        let floor = threshold.max(scan.min).max(deepest);
+        // The width is at most 80. Where all logits are equal any scale will do.
+        let per_bucket = (BUCKETS - 1) as f32 / (scan.max - floor).max(1e-30);
         Self {
             row,
             scan,
-            floor: lowest.max(deepest),
-            temperature,
+            floor,
+            inverse_temperature: 1.0 / temperature,
             per_bucket,
         }
     }
 
-    /// Exponents of a chunk, -inf where a token takes no part.
-    fn exponents(&self, chunk: &[f32]) -> [f64; CHUNK] {
-        let mut out = [f64::NEG_INFINITY; CHUNK];
-        for (out, &x) in out.iter_mut().zip(chunk) {
-            let exponent = scaled(x, self.scan.max, self.temperature);
-            *out = if x >= self.floor {
-                exponent
-            } else {
-                f64::NEG_INFINITY
-            };
-        }
-        out
+    /// `w`'s exponent. Sums need no exact agreement, so this multiplies where others divide.
+    fn exponent(&self, logit: f32) -> f64 {
+        (f64::from(logit) - f64::from(self.scan.max)) * self.inverse_temperature
     }
 
-    /// Bucket of each exponent: 0 for the largest.
-    fn buckets(&self, exponents: &[f64; CHUNK]) -> [usize; CHUNK] {
-        exponents.map(|x| (-x * self.per_bucket).min((BUCKETS - 1) as f64) as i32 as usize)
+    /// The bucket of a logit that is at least `floor`: 0 for the largest, more for smaller ones.
+    fn bucket(&self, logit: f32) -> usize {
+        // Floats from 2^23 on are integers, and their low bits count them. Monotone, and unlike
+        // a cast it vectorizes.
+        const TWO_23: f32 = 8_388_608.0;
+        let rounded = (self.scan.max - logit) * self.per_bucket + TWO_23;
+        rounded.to_bits() as usize % BUCKETS
     }
 
     fn chunks(&self) -> impl Iterator<Item = &[f32]> {
@@ -148,37 +153,54 @@ impl<'a> Nucleus<'a> {
             .map(|(_, chunk)| chunk)
     }
 
-    /// The smallest logit in the nucleus.
-    fn threshold(&self, top_p: f64, room: &mut FilterRoom) -> f32 {
-        // Two histograms, so that neighbours in one bucket do not wait for each other.
-        room.histogram.clear();
-        room.histogram.resize(BUCKETS, [0.0; 2]);
+    /// Sums of `w` by bucket, in two halves so that neighbours do not wait for each other.
+    fn fill(&self, histogram: &mut Vec<[f64; 2]>) {
+        histogram.clear();
+        histogram.resize(BUCKETS, [0.0; 2]);
         for chunk in self.chunks() {
-            let exponents = self.exponents(chunk);
-            let weights = exp_chunk(&exponents);
-            let buckets = self.buckets(&exponents);
-            for (i, (&bucket, weight)) in buckets.iter().zip(weights).enumerate() {
-                room.histogram[bucket][i % 2] += weight;
+            let mut logits = [f32::NEG_INFINITY; CHUNK];
+            logits[..chunk.len()].copy_from_slice(chunk);
+            let exponents = logits.map(|logit| {
+                if logit >= self.floor {
+                    self.exponent(logit)
+                } else {
+                    f64::NEG_INFINITY
+                }
+            });
+            let buckets = logits.map(|logit| self.bucket(logit));
+            for (i, (&bucket, weight)) in buckets.iter().zip(exp_chunk(&exponents)).enumerate() {
+                histogram[bucket][i % 2] += weight;
             }
         }
+    }
+
+    /// The smallest logit in the nucleus.
+    fn threshold(&self, top_p: f64, room: &mut FilterRoom) -> f32 {
+        self.fill(&mut room.histogram);
         let sums = room.histogram.iter().map(|halves| halves[0] + halves[1]);
         let target = top_p * sums.clone().sum::<f64>();
         let mut above = 0.0;
         let mut crossing = 0;
-        for (bucket, sum) in sums.enumerate().filter(|(_, sum)| *sum > 0.0) {
+        // Tokens that take no part add less than 1e-300 somewhere; those that do, at least 1e-18.
+        for (bucket, sum) in sums.enumerate().filter(|(_, sum)| *sum > 1e-20) {
             crossing = bucket;
             if above + sum >= target {
                 break;
             }
             above += sum;
         }
+        // The bucket as a range of logits.
+        let start = |bucket| smallest(self.scan.max, |x| self.bucket(x.max(self.floor)) <= bucket);
+        let low = start(crossing).max(self.floor);
+        let high = if crossing == 0 {
+            f32::INFINITY
+        } else {
+            start(crossing - 1)
+        };
         room.weighted.clear();
-        for chunk in self.chunks() {
-            let exponents = self.exponents(chunk);
-            for (i, bucket) in self.buckets(&exponents).into_iter().enumerate() {
-                if bucket == crossing && exponents[i] > f64::NEG_INFINITY {
-                    room.weighted.push((chunk[i], exponents[i].exp()));
-                }
+        for (_, chunk) in self.scan.chunks_from(self.row, low) {
+            for &logit in chunk.iter().filter(|&&logit| low <= logit && logit < high) {
+                room.weighted.push((logit, self.exponent(logit).exp()));
             }
         }
         last_needed(&mut room.weighted, above, target)

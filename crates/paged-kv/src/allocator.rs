@@ -60,8 +60,9 @@ pub trait KvAllocator {
     /// that hold them are this table's alone. `None`: does not fit, nothing changed.
     ///
     /// A block that another table or the prefix cache has a claim on is replaced; where positions
-    /// before `write_from` are in it, a [`BlockCopy`] is pushed. Room that is there already is
-    /// never taken back.
+    /// before `write_from` are in it, a [`BlockCopy`] is pushed. If blocks behind `num_tokens` are
+    /// shared too, the table ends there: what they hold belongs to the text that is replaced.
+    /// Other room that is there already stays.
     ///
     /// # Panics
     /// If the table is another manager's, if `write_from > num_tokens`, or if `write_from` lies

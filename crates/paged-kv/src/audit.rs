@@ -28,7 +28,8 @@ impl<O: CacheObserver> BlockManager<O> {
     /// - the readers of a block are the tables that hold it, and nothing leaks;
     /// - every prefix can be found through exactly one block, and the blocks that hold it form one
     ///   ring;
-    /// - no parent is evicted before its child (tables that reclaimed blocks aside).
+    /// - what a table shares is its beginning, and no parent is evicted before its child (both
+    ///   only as long as no table has reclaimed blocks).
     pub fn audit<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a BlockTable>,
@@ -57,6 +58,11 @@ impl<O: CacheObserver> BlockManager<O> {
                 ensure!(
                     block.is_null() || published || i >= table.published,
                     "entry {i}, block {block}, counts as published and cannot be found"
+                );
+                let shared = |i: usize| !self.pool.is_private(table.blocks[i]);
+                ensure!(
+                    self.reclaimed_any || i == 0 || !shared(i) || shared(i - 1),
+                    "entry {i}, block {block}, is shared and the one before it is not"
                 );
                 readers[block.index()] += u32::from(!block.is_null());
             }

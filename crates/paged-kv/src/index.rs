@@ -3,7 +3,7 @@
 use crate::pool::Meta;
 
 /// Linear probing at a load of at most one half. The hashes stay in the blocks' metadata; a slot
-/// is the block's index, 0 (the null block) if empty. Several blocks may share a hash.
+/// is the block's index, 0 (the null block) if empty.
 pub(crate) struct Index {
     slots: Vec<u32>,
 }
@@ -96,5 +96,40 @@ impl Index {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.slots.iter().copied().filter(|&block| block != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// Against a set, with so few distinct homes that runs grow long and wrap around.
+    #[test]
+    fn finds_what_a_set_finds() {
+        let n = 64u32;
+        let mut metas = vec![Meta::default(); n as usize];
+        let mut index = Index::new(n as usize);
+        let mut set = HashSet::new();
+        let mut state = 1u64;
+        for round in 0..20_000u64 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let block = 1 + (state >> 40) as u32 % (n - 1);
+            if set.remove(&block) {
+                index.remove(metas[block as usize].hash, block, &metas);
+            } else {
+                let home = [0, 1 << 62, u64::MAX - 1, u64::MAX][(state >> 33) as usize % 4];
+                metas[block as usize].hash = [home, round];
+                index.insert(metas[block as usize].hash, block);
+                set.insert(block);
+            }
+            for (id, meta) in (1..n).zip(&metas[1..]) {
+                let found = index.find(meta.hash, |b| b == id);
+                assert_eq!(found.is_some(), set.contains(&id));
+            }
+            assert_eq!(index.iter().count(), set.len());
+        }
     }
 }

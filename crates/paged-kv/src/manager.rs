@@ -1,12 +1,14 @@
 //! [`BlockManager`]: tables on top of the pool and the prefix cache.
 
+use std::ops::Range;
+
 use crate::allocator::{Allocation, Grown, KvAllocator};
 use crate::config::{Config, ConfigError};
 use crate::events::CacheObserver;
 use crate::hash::random_u64;
 use crate::ids::{BlockCopy, BlockId, BlockSize, Salt, TokenId};
 use crate::pool::BlockPool;
-use crate::prefix::{Chain, Prefixes};
+use crate::prefix::{Chain, Prefixes, Refusal};
 use crate::table::BlockTable;
 use crate::usage::{BlockState, Usage};
 
@@ -187,39 +189,60 @@ impl<O: CacheObserver> BlockManager<O> {
                 return;
             }
             let tokens = &tokens[i * size..(i + 1) * size];
-            prefixes
-                .register(
-                    &mut self.pool,
-                    &mut self.observer,
-                    block,
-                    &mut table.chain,
-                    tokens,
-                    table.salt,
-                )
-                .unwrap_or_else(|_| {
+            let registered = prefixes.register(
+                &mut self.pool,
+                &mut self.observer,
+                block,
+                &mut table.chain,
+                tokens,
+                table.salt,
+            );
+            match registered {
+                Ok(()) => {}
+                Err(Refusal::Occupied) => {
+                    table.publish_at = usize::MAX;
+                    return;
+                }
+                Err(Refusal::Contradiction) => {
                     panic!("block {block} is published already, with other tokens than these")
-                });
+                }
+            }
             table.published = i + 1;
             table.publish_at = (i + 2) * size;
         }
     }
 
-    /// Replaces the blocks of `table` at `range` that are not its alone, newest first.
+    /// [`KvAllocator::extend`] where blocks in `range` are to be written and the first is shared.
+    #[cold]
     fn replace_shared(
         &mut self,
         table: &mut BlockTable,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
+        num_blocks: usize,
         keep_partial: bool,
         copies: &mut Vec<BlockCopy>,
-    ) {
+    ) -> Option<()> {
+        let is_shared = |block: &&BlockId| !self.pool.is_private(**block);
         let first = range.start;
+        let behind = &table.blocks[range.end..];
+        let kept = range.end + behind.iter().take_while(|b| !is_shared(b)).count();
+
+        let shared = table.blocks[range.clone()].iter().filter(is_shared);
+        let taken = shared.clone().count() + num_blocks.saturating_sub(kept);
+        let going = shared.chain(&table.blocks[kept..]);
+        let returned = going.filter(|b| self.pool.meta(**b).refs == 1).count();
+        if taken > self.pool.available() + returned {
+            return None;
+        }
         // All are released before the first is taken: a cached block may have to serve again.
         let source = table.blocks[first];
-        let replace_first = !self.pool.is_private(source);
+        for block in table.blocks.drain(kept..).rev() {
+            self.release(block);
+        }
         for i in range.clone().rev() {
             if !self.pool.is_private(table.blocks[i]) {
-                self.release(table.blocks[i]);
-                table.blocks[i] = BlockId::NULL;
+                let block = std::mem::replace(&mut table.blocks[i], BlockId::NULL);
+                self.release(block);
             }
         }
         for i in range {
@@ -228,12 +251,13 @@ impl<O: CacheObserver> BlockManager<O> {
             }
         }
         let dst = table.blocks[first];
-        if replace_first && keep_partial && dst != source {
+        if keep_partial && dst != source {
             copies.push(BlockCopy { src: source, dst });
         }
         if table.published > first {
             self.stand(table, first);
         }
+        Some(())
     }
 }
 
@@ -337,27 +361,16 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
             first >= table.reclaimed,
             "position {write_from} is in a block that was reclaimed"
         );
-        let mut fresh = need.saturating_sub(old);
-        let mut returned = 0;
-        let mut table_at = old;
         let last = need.min(old);
-        for i in (first..last).rev() {
-            let meta = self.pool.meta(table.blocks[i]);
-            if !meta.is_private() {
-                fresh += 1;
-                returned += usize::from(meta.refs == 1);
-                table_at = i;
-            }
-        }
-        if fresh > self.pool.available() + returned {
+        let mut table_at = old;
+        if let Some(at) = (first..last).find(|&i| !self.pool.is_private(table.blocks[i])) {
+            let keep_partial = at == first && !write_from.is_multiple_of(self.block_size.get());
+            self.replace_shared(table, at..last, need, keep_partial, copies)?;
+            table_at = at;
+        } else if need.saturating_sub(old) > self.pool.available() {
             return None;
         }
-        if table_at < last {
-            let keep_partial =
-                table_at == first && !write_from.is_multiple_of(self.block_size.get());
-            self.replace_shared(table, table_at..last, keep_partial, copies);
-        }
-        for _ in old..need {
+        for _ in table.blocks.len()..need {
             let block = self.take();
             table.blocks.push(block);
         }

@@ -196,3 +196,14 @@ impl BlockPool {
         std::iter::successors(after(HEAD), move |&block| after(block)).map(BlockId)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_costs_64_bytes_beside_its_tokens() {
+        let index = 2 * size_of::<u32>();
+        assert_eq!(size_of::<Meta>() + index, 64);
+    }
+}

@@ -34,9 +34,15 @@ impl Chain {
     }
 }
 
-/// The claim that a block which holds some tokens under an existing node already, holds others.
+/// Why a block cannot be published.
 #[derive(Debug)]
-pub(crate) struct Contradiction;
+pub(crate) enum Refusal {
+    /// It is published already, with other tokens.
+    Contradiction,
+    /// A block with readers has the same hash and another parent. Either that parent was
+    /// reclaimed, evicted and computed anew, or two prefixes have one 128-bit hash.
+    Occupied,
+}
 
 pub(crate) struct Prefixes {
     block_size: usize,
@@ -73,23 +79,24 @@ impl Prefixes {
         &self.tokens[start..start + self.block_size]
     }
 
-    /// The hash of the block of `tokens` behind `chain`, and a block that holds it.
+    /// The hash of the block of `tokens` behind `chain`, and the block that is findable by it.
     #[inline]
-    pub(crate) fn find(
+    fn candidate(
         &mut self,
         pool: &BlockPool,
         chain: &Chain,
         tokens: &[TokenId],
     ) -> (BlockHash, Option<BlockId>) {
         let hash = self.hasher.next(BlockHash(chain.hash), tokens);
-        let found = self.index.find(hash.0, |block| {
-            let meta = &pool.metas[block as usize];
-            meta.hash == hash.0
-                && meta.parent == chain.parent
-                && meta.depth == chain.depth
-                && self.tokens_of(BlockId(block)) == tokens
-        });
-        (hash, found.map(BlockId))
+        let is_it = |block: u32| pool.metas[block as usize].hash == hash.0;
+        (hash, self.index.find(hash.0, is_it).map(BlockId))
+    }
+
+    /// Whether a candidate is what the hash says.
+    #[inline]
+    fn is_hit(&self, pool: &BlockPool, block: BlockId, chain: &Chain, tokens: &[TokenId]) -> bool {
+        let meta = pool.meta(block);
+        meta.parent == chain.parent && meta.depth == chain.depth && self.tokens_of(block) == tokens
     }
 
     /// Calls `hit` with each cached block of the prefix of `tokens`, in order, and returns the
@@ -105,9 +112,12 @@ impl Prefixes {
         let mut chain = self.root(salt);
         let whole_blocks = &tokens[..tokens.len().saturating_sub(1)];
         for tokens in whole_blocks.chunks_exact(self.block_size) {
-            let (_, Some(block)) = self.find(pool, &chain, tokens) else {
+            let (_, Some(block)) = self.candidate(pool, &chain, tokens) else {
                 break;
             };
+            if !self.is_hit(pool, block, &chain, tokens) {
+                break;
+            }
             hit(block);
             chain = Chain::end_of(pool, block);
         }
@@ -132,16 +142,25 @@ impl Prefixes {
         chain: &mut Chain,
         tokens: &[TokenId],
         salt: Salt,
-    ) -> Result<(), Contradiction> {
-        let (hash, found) = self.find(pool, chain, tokens);
+    ) -> Result<(), Refusal> {
+        let (hash, found) = self.candidate(pool, chain, tokens);
+        let (hit, other) = match found {
+            Some(holder) if self.is_hit(pool, holder, chain, tokens) => (Some(holder), None),
+            other => (None, other),
+        };
         let meta = pool.meta(block);
         if meta.node != 0 {
             // Another table of the same fork published it.
-            let same = found.is_some_and(|found| pool.meta(found).node == meta.node);
+            let same = hit.is_some_and(|holder| pool.meta(holder).node == meta.node);
             *chain = Chain::end_of(pool, block);
-            return same.then_some(()).ok_or(Contradiction);
+            return same.then_some(()).ok_or(Refusal::Contradiction);
         }
-        let node = match found {
+        match other {
+            Some(other) if pool.meta(other).refs > 0 => return Err(Refusal::Occupied),
+            Some(other) => self.evict(pool, observer, other),
+            None => {}
+        }
+        let node = match hit {
             Some(holder) => {
                 let node = pool.meta(holder).node;
                 if pool.meta(holder).refs == 0 {
@@ -165,7 +184,7 @@ impl Prefixes {
         meta.parent = chain.parent;
         meta.depth = chain.depth;
         meta.node = node;
-        if found.is_none() {
+        if hit.is_none() {
             observer.stored(Stored {
                 block,
                 hash,
@@ -213,5 +232,93 @@ impl Prefixes {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pool whose block 1 is published as the first block `[5, 6]`.
+    fn setup() -> (BlockPool, Prefixes, Chain) {
+        let mut pool = BlockPool::new(4);
+        let mut prefixes = Prefixes::new(4, 2, 1);
+        let root = prefixes.root(Salt::NONE);
+        pool.unlink(BlockId(1));
+        let mut chain = root;
+        prefixes
+            .register(
+                &mut pool,
+                &mut (),
+                BlockId(1),
+                &mut chain,
+                &[5, 6],
+                Salt::NONE,
+            )
+            .unwrap();
+        (pool, prefixes, root)
+    }
+
+    fn hits(pool: &BlockPool, prefixes: &mut Prefixes) -> usize {
+        let mut hits = 0;
+        prefixes.walk(pool, &[5, 6, 7], Salt::NONE, |_| hits += 1);
+        hits
+    }
+
+    #[test]
+    fn an_equal_hash_is_not_a_hit() {
+        let (pool, mut prefixes, _) = setup();
+        assert_eq!(hits(&pool, &mut prefixes), 1);
+        // As if the prefix 4, 6 had the hash of 5, 6.
+        prefixes.tokens[2] = 4;
+        assert_eq!(hits(&pool, &mut prefixes), 0);
+
+        let (mut pool, mut prefixes, _) = setup();
+        pool.metas[1].parent = [9, 0];
+        assert_eq!(hits(&pool, &mut prefixes), 0);
+
+        let (mut pool, mut prefixes, _) = setup();
+        pool.metas[1].depth = 1;
+        assert_eq!(hits(&pool, &mut prefixes), 0);
+    }
+
+    #[test]
+    fn a_block_whose_hash_is_taken_stays_unpublished_until_the_other_is_unread() {
+        let (mut pool, mut prefixes, root) = setup();
+        pool.unlink(BlockId(2));
+        let mut other = Chain {
+            parent: [9, 0],
+            ..root
+        };
+        let mut publish = |pool: &mut BlockPool, prefixes: &mut Prefixes| {
+            prefixes.register(pool, &mut (), BlockId(2), &mut other, &[5, 6], Salt::NONE)
+        };
+        assert!(matches!(
+            publish(&mut pool, &mut prefixes),
+            Err(Refusal::Occupied)
+        ));
+        assert_eq!(hits(&pool, &mut prefixes), 1);
+        prefixes.release(&mut pool, BlockId(1));
+        assert_eq!(pool.cached, 1);
+        publish(&mut pool, &mut prefixes).unwrap();
+        assert_eq!((pool.cached, pool.free), (0, 2));
+        assert_eq!(hits(&pool, &mut prefixes), 0);
+    }
+
+    #[test]
+    fn a_block_is_not_published_twice_with_different_tokens() {
+        let (mut pool, mut prefixes, root) = setup();
+        let mut publish = |tokens: &[TokenId]| {
+            prefixes.register(
+                &mut pool,
+                &mut (),
+                BlockId(1),
+                &mut { root },
+                tokens,
+                Salt::NONE,
+            )
+        };
+        publish(&[5, 6]).unwrap();
+        assert!(matches!(publish(&[5, 7]), Err(Refusal::Contradiction)));
     }
 }

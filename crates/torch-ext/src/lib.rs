@@ -1,1 +1,17 @@
-//! torch-ext
+//! What libtorch has and `tch` lacks, and the project's own kernels: the one crate of the
+//! workspace with `unsafe` code and C++.
+//!
+//! * [`cpu`]: matrix products on packed weights, normalisation, rotary embedding, paged attention.
+//! * [`cuda`]: whether this process can use an NVIDIA GPU.
+//! * [`Mmap`]: read-only file mappings for checkpoints.
+//!
+//! Every function here is safe: it checks device, dtype, shape, contiguity and every index of its
+//! arguments before it enters unsafe code, and says in an [`Error`] which argument does not fit.
+
+pub mod cpu;
+pub mod cuda;
+mod error;
+mod mmap;
+
+pub use error::Error;
+pub use mmap::{Advice, Mmap};

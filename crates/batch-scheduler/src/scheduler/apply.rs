@@ -67,7 +67,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             let mut healthy = seq.status != Status::Leaving;
             if healthy {
                 seq.done = row.end;
-                seq.speculating = false;
+                seq.speculating &= row.drafts == 0;
             }
             if let Some((_, sampled)) = samples.next_if(|(s, _)| s.key == row.key) {
                 healthy &= sampled.error.is_none();
@@ -129,15 +129,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let Sampled {
             mut tokens,
             mut extras,
-            error,
+            mut error,
         } = sampled;
-        if let Some(error) = error {
-            return self.end(key, FinishReason::Error(error), events);
-        }
-        if tokens.is_empty() {
-            let error = "the model returned no token for this sequence".to_owned();
-            return self.end(key, FinishReason::Error(error), events);
-        }
         let mut reason = None;
         let mut taken = 0;
         for &token in &tokens {
@@ -148,21 +141,26 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 break;
             }
         }
-        // Accepted drafts were computed with the row; rejected ones are overwritten.
-        let accepted = taken as u32 - 1;
+        // Accepted drafts were computed with the row; rejected ones are overwritten. (A failed
+        // sample may come without any token.)
+        let accepted = (taken as u32).saturating_sub(1);
         seq.done += accepted;
         seq.computed += accepted;
         if taken < tokens.len() {
             tokens.truncate(taken);
             extras.truncate(taken);
         }
-        events.push(Event::Tokens {
-            id: seq.id,
-            index: seq.index,
-            tokens,
-            extras,
-        });
-        if let Some(reason) = reason {
+        if taken > 0 {
+            events.push(Event::Tokens {
+                id: seq.id,
+                index: seq.index,
+                tokens,
+                extras,
+            });
+        } else if error.is_none() {
+            error = Some("the model returned no token for this sequence".to_owned());
+        }
+        if let Some(reason) = reason.or(error.map(FinishReason::Error)) {
             self.end(key, reason, events);
         }
     }

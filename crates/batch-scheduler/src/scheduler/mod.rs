@@ -269,7 +269,12 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             return false;
         };
         let seq = &mut self.seqs[key];
-        if seq.status != Status::Running || seq.sampling > 0 || seq.wanted() - seq.computed != 1 {
+        // The row that completes a prompt for several sequences is sampled by all of them.
+        if seq.status != Status::Running
+            || !seq.fork.is_empty()
+            || seq.sampling > 0
+            || seq.wanted() - seq.computed != 1
+        {
             return false;
         }
         seq.drafts.clear();

@@ -1,0 +1,247 @@
+//! A scheduler, a runner and what each request must come to.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use batch_scheduler::{
+    AddError, Event, FinishReason, ModelRunner, Request, RequestId, Scheduler, SchedulerConfig,
+    SchedulingPolicy, SeqParams,
+};
+use paged_kv::{BlockManager, BlockSize, Config, TokenId};
+
+use super::model::{End, Params, sequential};
+use super::runner::PagedRunner;
+
+/// What is expected of one sequence, and what came.
+struct Expected {
+    tokens: Vec<TokenId>,
+    end: End,
+    got: Vec<TokenId>,
+    extras: usize,
+    prompt_extras: u32,
+    finished: Option<FinishReason>,
+}
+
+pub struct World {
+    pub scheduler: Scheduler<BlockManager, Params>,
+    pub runner: PagedRunner,
+    tickets: VecDeque<u64>,
+    expected: BTreeMap<(RequestId, u32), Expected>,
+    prompts: BTreeMap<RequestId, usize>,
+    events: Vec<Event<u64>>,
+    pub num_blocks: usize,
+    window: Option<u32>,
+    pub steps: usize,
+    pub preemptions: usize,
+}
+
+impl World {
+    /// `num_blocks` are for sequences.
+    pub fn new(
+        config: SchedulerConfig,
+        num_blocks: usize,
+        block_size: u32,
+        policy: Box<dyn SchedulingPolicy>,
+    ) -> Self {
+        let size = BlockSize::new(block_size).expect("block size");
+        let kv = BlockManager::new(Config::new(num_blocks + 1, size)).expect("pool");
+        let runner = PagedRunner::new(
+            num_blocks + 1,
+            block_size as usize,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.sliding_window,
+        );
+        let window = config.sliding_window;
+        Self {
+            scheduler: Scheduler::with_policy(config, kv, policy).expect("config"),
+            runner,
+            tickets: VecDeque::new(),
+            expected: BTreeMap::new(),
+            prompts: BTreeMap::new(),
+            events: Vec::new(),
+            num_blocks,
+            window,
+            steps: 0,
+            preemptions: 0,
+        }
+    }
+
+    pub fn add(&mut self, request: Request<Params>) -> Result<(), AddError> {
+        self.scheduler.add(request.clone())?;
+        for index in 0..request.n {
+            let params = match &request.params {
+                SeqParams::Shared(p) => *p,
+                SeqParams::PerSequence(p) => p[index as usize],
+            };
+            let max_len = self.scheduler.max_len();
+            let (tokens, end) = sequential(
+                &request.prompt,
+                &request.stop,
+                &params,
+                self.window,
+                max_len,
+            );
+            self.expected.insert(
+                (request.id, index),
+                Expected {
+                    tokens,
+                    end,
+                    got: Vec::new(),
+                    extras: 0,
+                    prompt_extras: 0,
+                    finished: None,
+                },
+            );
+        }
+        self.prompts.insert(request.id, request.prompt.len());
+        Ok(())
+    }
+
+    /// Plans and launches a step. Returns whether there was one.
+    pub fn launch(&mut self) -> bool {
+        let Some(plan) = self.scheduler.schedule() else {
+            return false;
+        };
+        self.steps += 1;
+        let stats = self.scheduler.stats().last_step;
+        self.preemptions += stats.preemptions;
+        if stats.preemptions > 0 {
+            assert_eq!(stats.admitted, 0, "a step that preempts admits nobody");
+        }
+        let Ok(ticket) = self.runner.launch(plan);
+        self.tickets.push_back(ticket);
+        true
+    }
+
+    /// Collects and applies the oldest step in flight. Returns whether there was one.
+    pub fn collect(&mut self) -> bool {
+        let Some(ticket) = self.tickets.pop_front() else {
+            return false;
+        };
+        let Ok(output) = self.runner.collect(ticket);
+        self.scheduler
+            .apply(output, &mut self.events)
+            .expect("in step");
+        self.check_events();
+        true
+    }
+
+    pub fn abort(&mut self, id: u64) -> bool {
+        let known = self.scheduler.abort(RequestId(id), &mut self.events);
+        self.check_events();
+        known
+    }
+
+    pub fn finish(&mut self, id: u64, index: u32) -> bool {
+        let reason = FinishReason::StopString("###".to_owned());
+        let known = self
+            .scheduler
+            .finish(RequestId(id), index, reason, &mut self.events);
+        self.check_events();
+        known
+    }
+
+    /// Drafts for a sequence: what it will say, garbled from entry `wrong_from` on.
+    pub fn draft(&mut self, id: u64, index: u32, len: usize, wrong_from: usize) -> bool {
+        let Some(seq) = self.expected.get(&(RequestId(id), index)) else {
+            return false;
+        };
+        let rest = seq.tokens.iter().skip(seq.got.len()).take(len);
+        let drafts: Vec<TokenId> = rest
+            .enumerate()
+            .map(|(i, &token)| token + u32::from(i >= wrong_from))
+            .collect();
+        self.scheduler.set_drafts(RequestId(id), index, &drafts)
+    }
+
+    fn check_events(&mut self) {
+        for event in self.events.drain(..) {
+            match event {
+                Event::Tokens {
+                    id,
+                    index,
+                    tokens,
+                    extras,
+                } => {
+                    let seq = self.expected.get_mut(&(id, index)).expect("known");
+                    assert_eq!(seq.finished, None, "{id}.{index}: token after the end");
+                    seq.got.extend_from_slice(&tokens);
+                    seq.extras += extras.len();
+                    assert!(
+                        seq.tokens.starts_with(&seq.got),
+                        "{id}.{index}: {:?} where the sequential model says {:?}",
+                        seq.got,
+                        seq.tokens
+                    );
+                    assert_eq!(seq.extras, seq.got.len(), "{id}.{index}: extras");
+                }
+                Event::PromptExtras {
+                    id,
+                    index,
+                    start,
+                    extras,
+                } => {
+                    let seq = self.expected.get_mut(&(id, index)).expect("known");
+                    assert!(start >= seq.prompt_extras, "{id}.{index}: reported twice");
+                    seq.prompt_extras = start + extras.len() as u32;
+                    assert!(seq.prompt_extras as usize <= self.prompts[&id]);
+                }
+                Event::Finished {
+                    id,
+                    index,
+                    reason,
+                    usage,
+                } => {
+                    let seq = self.expected.get_mut(&(id, index)).expect("known");
+                    assert_eq!(seq.finished, None, "{id}.{index}: ended twice");
+                    assert_eq!(usage.output_tokens as usize, seq.got.len());
+                    assert_eq!(usage.prompt_tokens as usize, self.prompts[&id]);
+                    let by_itself = match &reason {
+                        FinishReason::Eos => Some(End::Eos),
+                        FinishReason::StopToken(token) => Some(End::Stop(*token)),
+                        FinishReason::Length => Some(End::Length),
+                        FinishReason::Error(_) => Some(End::Failed),
+                        FinishReason::StopString(_) | FinishReason::Aborted => None,
+                    };
+                    if let Some(end) = by_itself {
+                        assert_eq!(seq.got, seq.tokens, "{id}.{index}: cut short by {reason}");
+                        assert_eq!(end, seq.end, "{id}.{index}");
+                    }
+                    seq.finished = Some(reason);
+                }
+            }
+        }
+    }
+
+    /// Runs until nothing is left, with `depth` steps in flight, and checks that nothing leaked.
+    pub fn drain(&mut self, depth: usize) {
+        while self.scheduler.has_work() {
+            let mut moved = false;
+            while self.tickets.len() < depth && self.launch() {
+                moved = true;
+            }
+            moved |= self.collect();
+            assert!(moved, "hangs: {:?}", self.scheduler.snapshot());
+        }
+        for ((id, index), seq) in &self.expected {
+            assert!(seq.finished.is_some(), "{id}.{index} never ended");
+        }
+        assert_eq!(self.scheduler.stats().kv_used_blocks, 0, "blocks leaked");
+        assert_eq!(self.scheduler.kv().usage().tables, 0, "tables leaked");
+        assert!(self.scheduler.snapshot().is_empty());
+    }
+
+    /// Forgets the requests that ended, so that long runs stay fast.
+    pub fn prune(&mut self) {
+        self.expected.retain(|_, seq| seq.finished.is_none());
+    }
+
+    pub fn live(&self) -> Vec<(u64, u32)> {
+        let live = self.expected.iter().filter(|(_, s)| s.finished.is_none());
+        live.map(|((id, index), _)| (id.0, *index)).collect()
+    }
+
+    pub fn output(&self, id: u64, index: u32) -> &[TokenId] {
+        &self.expected[&(RequestId(id), index)].got
+    }
+}

@@ -132,7 +132,7 @@ impl PackedWeight {
             return wrong("columns", expected, format!("{columns:?}"));
         }
         let row_bytes = source_cols * source.size();
-        if bytes.len() % row_bytes != 0 {
+        if !bytes.len().is_multiple_of(row_bytes) {
             let expected = format!("a multiple of {row_bytes} bytes (one row of {source_cols})");
             return wrong("bytes", expected, format!("{} bytes", bytes.len()));
         }

@@ -8,6 +8,7 @@ pub struct Config {
     pub(crate) num_blocks: usize,
     pub(crate) block_size: BlockSize,
     pub(crate) prefix_caching: bool,
+    pub(crate) host_blocks: u32,
     pub(crate) hash_key: Option<u128>,
 }
 
@@ -19,6 +20,7 @@ impl Config {
             num_blocks,
             block_size,
             prefix_caching: true,
+            host_blocks: 0,
             hash_key: None,
         }
     }
@@ -26,6 +28,13 @@ impl Config {
     /// Without prefix caching nothing is hashed, stored or found. On by default.
     pub fn prefix_caching(mut self, on: bool) -> Self {
         self.prefix_caching = on;
+        self
+    }
+
+    /// For host buffers of `blocks` blocks, into which
+    /// [`swap_out`](crate::BlockManager::swap_out) moves sequences. None by default.
+    pub fn host_blocks(mut self, blocks: u32) -> Self {
+        self.host_blocks = blocks;
         self
     }
 

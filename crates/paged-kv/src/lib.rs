@@ -12,6 +12,8 @@ mod index;
 mod manager;
 mod pool;
 mod prefix;
+mod sequence;
+mod swap;
 mod table;
 mod usage;
 
@@ -21,5 +23,6 @@ pub use config::{Config, ConfigError};
 pub use events::{CacheObserver, Stored};
 pub use ids::{BlockCopy, BlockHash, BlockId, BlockSize, Salt, TokenId};
 pub use manager::BlockManager;
+pub use swap::{HostBlockId, SwappedTable, Transfer};
 pub use table::BlockTable;
 pub use usage::{BlockState, Usage};

@@ -99,8 +99,7 @@ impl Prefixes {
         meta.parent == chain.parent && meta.depth == chain.depth && self.tokens_of(block) == tokens
     }
 
-    /// Calls `hit` with each cached block of the prefix of `tokens`, in order, and returns the
-    /// chain's end. At least one token is left over.
+    /// Calls `hit` with each block of the longest cached prefix of `tokens`, in order.
     #[inline]
     pub(crate) fn walk(
         &mut self,
@@ -108,10 +107,9 @@ impl Prefixes {
         tokens: &[TokenId],
         salt: Salt,
         mut hit: impl FnMut(BlockId),
-    ) -> Chain {
+    ) {
         let mut chain = self.root(salt);
-        let whole_blocks = &tokens[..tokens.len().saturating_sub(1)];
-        for tokens in whole_blocks.chunks_exact(self.block_size) {
+        for tokens in tokens.chunks_exact(self.block_size) {
             let (_, Some(block)) = self.candidate(pool, &chain, tokens) else {
                 break;
             };
@@ -121,7 +119,6 @@ impl Prefixes {
             hit(block);
             chain = Chain::end_of(pool, block);
         }
-        chain
     }
 
     /// Whether the node behind which `chain` stands can still be found.

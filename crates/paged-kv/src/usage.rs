@@ -14,6 +14,12 @@ pub struct Usage {
     pub referenced: usize,
     /// Tables that were handed out and not freed.
     pub tables: usize,
+    /// Blocks of the host tier.
+    pub host_blocks: usize,
+    /// Those of them that hold nothing.
+    pub host_free: usize,
+    /// Sequences that were swapped out and are neither back nor discarded.
+    pub swapped: usize,
     /// Cached blocks that were given up for room, since the start.
     pub evictions: u64,
     /// Tokens of successful allocations that were allowed to use the cache, since the start.

@@ -10,6 +10,7 @@ fn long_run(block_size: u32, usable: usize) {
     let setup = Setup {
         block_size,
         usable,
+        host_blocks: 8,
         window: None,
         prefix_caching: true,
         vocabulary: 2,
@@ -26,6 +27,7 @@ fn long_run(block_size: u32, usable: usize) {
         "{} copies",
         world.copies
     );
+    assert!(world.swaps > 100, "{} swaps", world.swaps);
     world.finish();
 }
 
@@ -60,13 +62,14 @@ proptest! {
     fn any_setup(
         block_size in 1u32..9,
         usable in 1usize..40,
+        host_blocks in 0u32..9,
         window in prop::option::of(1usize..20),
         prefix_caching: bool,
         vocabulary in 1u32..4,
         seed: u64,
         steps in 1usize..400,
     ) {
-        let setup = Setup { block_size, usable, window, prefix_caching, vocabulary };
+        let setup = Setup { block_size, usable, host_blocks, window, prefix_caching, vocabulary };
         let mut world = World::new(setup, seed);
         for _ in 0..steps {
             world.step();

@@ -1,13 +1,14 @@
 //! KV buffers in which a slot holds a digest of all that attention would have read to fill it, so
 //! that one stale or foreign slot changes everything computed from it.
 
-use paged_kv::{BlockCopy, BlockId, Salt, TokenId};
+use paged_kv::{BlockCopy, BlockId, HostBlockId, Salt, TokenId, Transfer};
 
 pub struct KvSim {
     block_size: usize,
     /// How many positions attention reads, the newest included.
     window: Option<usize>,
     slots: Vec<u64>,
+    host: Vec<u64>,
 }
 
 fn mix(digest: u64, value: u64) -> u64 {
@@ -21,12 +22,18 @@ fn value(token: TokenId, salt: Salt, before: impl Iterator<Item = u64>) -> u64 {
 }
 
 impl KvSim {
-    pub fn new(num_blocks: usize, block_size: usize, window: Option<usize>) -> Self {
+    pub fn new(
+        num_blocks: usize,
+        host_blocks: usize,
+        block_size: usize,
+        window: Option<usize>,
+    ) -> Self {
         let slots = vec![u64::MAX; num_blocks * block_size];
         Self {
             block_size,
             window,
             slots,
+            host: vec![u64::MAX; host_blocks * block_size],
         }
     }
 
@@ -66,10 +73,31 @@ impl KvSim {
         start..start + self.block_size
     }
 
+    fn host_range(&self, block: HostBlockId) -> std::ops::Range<usize> {
+        let start = block.get() as usize * self.block_size;
+        start..start + self.block_size
+    }
+
     pub fn copy(&mut self, copies: &[BlockCopy]) {
         for copy in copies {
             let (src, dst) = (self.range(copy.src), self.range(copy.dst));
             self.slots.copy_within(src, dst.start);
+        }
+    }
+
+    pub fn transfer(&mut self, transfers: &[Transfer]) {
+        for transfer in transfers {
+            match *transfer {
+                Transfer::Copy(copy) => self.copy(&[copy]),
+                Transfer::Out { src, dst } => {
+                    let (src, dst) = (self.range(src), self.host_range(dst));
+                    self.host[dst].copy_from_slice(&self.slots[src]);
+                }
+                Transfer::In { src, dst } => {
+                    let (src, dst) = (self.host_range(src), self.range(dst));
+                    self.slots[dst].copy_from_slice(&self.host[src]);
+                }
+            }
         }
     }
 

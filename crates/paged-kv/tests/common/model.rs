@@ -43,10 +43,10 @@ impl Model {
         (salt.get(), tokens[..blocks * self.block_size].to_vec())
     }
 
-    /// How many whole blocks of `tokens` can be found, one token left over.
+    /// How many whole blocks of `tokens` can be found.
     pub fn hits(&self, tokens: &[TokenId], salt: Salt) -> usize {
         (1..)
-            .take_while(|n| n * self.block_size < tokens.len())
+            .take_while(|n| n * self.block_size <= tokens.len())
             .take_while(|&n| self.is_findable(&self.prefix(tokens, salt, n)))
             .count()
     }

@@ -2,13 +2,15 @@
 
 use paged_kv::{
     BlockHash, BlockManager, BlockSize, BlockState, BlockTable, CacheObserver, Config, KvAllocator,
-    Salt, Stored, TokenId,
+    Salt, Stored, SwappedTable, TokenId,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::collections::{HashSet, VecDeque};
 
 use super::kv_sim::KvSim;
 use super::model::Model;
+
+mod swap;
 
 /// Checks that events pair up: nothing stored twice, nothing removed that is not there.
 #[derive(Default)]
@@ -33,10 +35,19 @@ struct Seq {
     values: Vec<u64>,
 }
 
+/// A sequence in the host tier.
+struct Parked {
+    table: SwappedTable,
+    salt: Salt,
+    tokens: Vec<TokenId>,
+    values: Vec<u64>,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub block_size: u32,
     pub usable: usize,
+    pub host_blocks: u32,
     pub window: Option<usize>,
     pub prefix_caching: bool,
     pub vocabulary: u32,
@@ -49,32 +60,43 @@ pub struct World {
     /// Under a window a child can outlive its parent, which the model does not know.
     model: Option<Model>,
     seqs: Vec<Seq>,
+    parked: Vec<Parked>,
     /// Tokens of the sequences that were freed last.
     past: VecDeque<Vec<TokenId>>,
     rng: SmallRng,
     pub refusals: usize,
     pub hits: usize,
     pub copies: usize,
+    pub swaps: usize,
 }
 
 impl World {
     pub fn new(setup: Setup, seed: u64) -> Self {
         let size = BlockSize::new(setup.block_size).unwrap();
-        let config = Config::new(setup.usable + 1, size).prefix_caching(setup.prefix_caching);
+        let config = Config::new(setup.usable + 1, size)
+            .prefix_caching(setup.prefix_caching)
+            .host_blocks(setup.host_blocks);
         let kv = BlockManager::with_observer(config, Follower::default()).unwrap();
         let blocks = kv.block_map().map(|(block, _)| block);
         let exact = setup.window.is_none() && setup.prefix_caching;
         Self {
-            sim: KvSim::new(setup.usable + 1, size.get(), setup.window),
+            sim: KvSim::new(
+                setup.usable + 1,
+                setup.host_blocks as usize,
+                size.get(),
+                setup.window,
+            ),
             model: exact.then(|| Model::new(blocks, size.get())),
             kv,
             setup,
             seqs: Vec::new(),
+            parked: Vec::new(),
             past: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
             refusals: 0,
             hits: 0,
             copies: 0,
+            swaps: 0,
         }
     }
 
@@ -93,7 +115,9 @@ impl World {
             (22..62, Some(seq)) => self.compute(seq),
             (62..72, Some(seq)) => self.rewrite(seq),
             (72..80, Some(seq)) => self.fork(seq),
-            (80..99, Some(seq)) => self.free(seq),
+            (80..93, Some(seq)) => self.free(seq),
+            (93..96, Some(seq)) => self.swap_out(seq),
+            (96..99, Some(_)) => self.swap_in(),
             (_, Some(_)) => self.clear(),
         }
         self.check();
@@ -132,7 +156,7 @@ impl World {
         let allocation = self.kv.allocate(&tokens, salt, use_cache, reserve);
         if let Some(model) = &self.model {
             let found = found / self.setup.block_size as usize;
-            assert_eq!(found, model.hits(&tokens, salt));
+            assert_eq!(found, model.hits(&tokens[..len - 1], salt));
             let hits = if use_cache { found } else { 0 };
             let new = reserve
                 .div_ceil(self.setup.block_size as usize)
@@ -370,8 +394,13 @@ impl World {
             self.free(0);
             self.check();
         }
+        for parked in self.parked.drain(..) {
+            self.kv.discard(parked.table);
+        }
         self.clear();
         self.check();
+        let usage = self.kv.usage();
+        assert_eq!((usage.swapped, usage.host_free), (0, usage.host_blocks));
         assert_eq!(self.kv.usage().free, self.setup.usable);
         assert!(self.kv.observer().0.is_empty());
     }

@@ -130,8 +130,8 @@ impl BatchSampler {
             let wave = &rest[..distinct_prefix(rest)];
             let sampled = self.sample_distinct(&logits[results.len() * vocab_size..], wave);
             for (&slot, result) in wave.iter().zip(&sampled) {
-                if result.error.is_none() {
-                    self.slots.append(slot, result.token);
+                if let (None, Some(state)) = (&result.error, self.slots.get_mut(slot)) {
+                    state.append(result.token);
                 }
             }
             results.extend(sampled);
@@ -185,7 +185,7 @@ impl BatchSampler {
 }
 
 /// Length of the longest prefix in which no slot comes twice.
-fn distinct_prefix(slots: &[u32]) -> usize {
+pub(crate) fn distinct_prefix(slots: &[u32]) -> usize {
     let mut seen = std::collections::HashSet::with_capacity(slots.len());
     slots
         .iter()

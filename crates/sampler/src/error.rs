@@ -31,6 +31,15 @@ pub enum SampleError {
         /// Number of tokens in the vocabulary.
         vocab_size: usize,
     },
+    /// The next token depends on one that was launched but not collected.
+    #[error(
+        "slot {slot} has penalties or bad words and a sampled token that was not collected: \
+         collect it before launching the next"
+    )]
+    NotCollected {
+        /// The slot.
+        slot: u32,
+    },
 }
 
 /// Why a sequence could not take a slot.

@@ -14,6 +14,8 @@ mod row;
 mod scan;
 mod slots;
 mod state;
+#[cfg(feature = "torch")]
+pub mod torch;
 
 pub use batch::{BatchSampler, SampleResult};
 pub use error::{AdmitError, SampleError};

@@ -10,7 +10,9 @@ use crate::state::SeqState;
 #[derive(Debug)]
 pub(crate) struct Slots {
     vocab_size: usize,
-    states: Vec<Option<SeqState>>,
+    /// Beside each state the number of its admission, counted over all slots.
+    states: Vec<Option<(u64, SeqState)>>,
+    admissions: u64,
 }
 
 impl Slots {
@@ -19,6 +21,7 @@ impl Slots {
         Self {
             vocab_size,
             states: Vec::new(),
+            admissions: 0,
         }
     }
 
@@ -43,7 +46,8 @@ impl Slots {
         if at >= self.states.len() {
             self.states.resize_with(at + 1, || None);
         }
-        self.states[at] = Some(state);
+        self.admissions += 1;
+        self.states[at] = Some((self.admissions, state));
         Ok(())
     }
 
@@ -54,13 +58,23 @@ impl Slots {
     }
 
     pub fn get(&self, slot: u32) -> Option<&SeqState> {
-        self.states.get(slot as usize)?.as_ref()
+        self.states
+            .get(slot as usize)?
+            .as_ref()
+            .map(|(_, state)| state)
     }
 
-    /// Appends a token to the sequence in a slot, if there is one.
-    pub fn append(&mut self, slot: u32, token: u32) {
-        if let Some(Some(state)) = self.states.get_mut(slot as usize) {
-            state.append(token);
-        }
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut SeqState> {
+        self.states
+            .get_mut(slot as usize)?
+            .as_mut()
+            .map(|(_, state)| state)
+    }
+
+    /// The number of the admission that a slot holds, 0 if it is free.
+    #[cfg(feature = "torch")]
+    pub fn admission(&self, slot: u32) -> u64 {
+        let held = self.states.get(slot as usize).and_then(Option::as_ref);
+        held.map_or(0, |(admission, _)| *admission)
     }
 }

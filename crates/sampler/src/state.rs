@@ -44,6 +44,8 @@ pub struct SeqState {
     seed: u64,
     num_prompt: usize,
     num_tokens: usize,
+    /// Of `num_tokens`, how many are sampled but not known here yet (they are on the device).
+    in_flight: usize,
     /// Present only with penalties.
     counts: Option<TokenCounts>,
     /// The last tokens of the output, as many as bad words need.
@@ -101,6 +103,7 @@ impl SeqState {
             seed,
             num_prompt,
             num_tokens: num_prompt,
+            in_flight: 0,
             counts,
             tail: Vec::new(),
             tail_len: longest.unwrap_or(1) - 1,
@@ -113,8 +116,14 @@ impl SeqState {
 
     /// Appends a generated token.
     pub fn append(&mut self, token: u32) {
+        self.advance();
+        self.record(Some(token));
+    }
+
+    /// The first half of [`SeqState::append`]: the token is sampled, but on a device.
+    pub(crate) fn advance(&mut self) {
         self.num_tokens += 1;
-        self.record(token);
+        self.in_flight += 1;
     }
 
     /// The parameters.
@@ -182,8 +191,20 @@ impl SeqState {
         self.counts.as_ref().map_or(&[], |counts| &counts.seen)
     }
 
-    /// What depends on which token was appended.
-    fn record(&mut self, token: u32) {
+    /// Whether the next token depends on tokens that are in flight: not only on their number.
+    #[cfg(feature = "torch")]
+    pub(crate) fn awaits_tokens(&self) -> bool {
+        self.in_flight > 0 && (self.counts.is_some() || self.tail_len > 0)
+    }
+
+    /// The second half of [`SeqState::append`]: the oldest token in flight, or none if it could
+    /// not be sampled after all.
+    pub(crate) fn record(&mut self, token: Option<u32>) {
+        self.in_flight -= 1;
+        let Some(token) = token else {
+            self.num_tokens -= 1;
+            return;
+        };
         if let Some(counts) = &mut self.counts {
             counts.add(token, 1);
         }

@@ -61,8 +61,9 @@ differences in training, in both orders; the sums are asked on those.
 
 ## Limits
 
-It knows what its templates know and nothing else. Outside of that it says that it does not know, or it is wrong. Stories
-follow {plots} plots. It is a demonstration and a test object, not a source of facts.
+It knows what its templates know and nothing else. Outside of that it says that it does not know, or it is wrong: numbers of
+three digits, numbers written as words, and names that it has never seen often come out wrong. Greedy stories resemble each
+other, and a grandmother may become a grandfather halfway; the sampling settings vary them. Stories follow {plots} plots. It is a demonstration and a test object, not a source of facts.
 
 ## Licence
 

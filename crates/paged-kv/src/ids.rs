@@ -21,6 +21,13 @@ impl BlockId {
     /// block of the buffers that no sequence owns, so padding may be read from and written to it.
     pub const NULL: BlockId = BlockId(0);
 
+    /// The block at `index` of the KV buffers. Allocators name blocks; this is for plans made
+    /// by hand and for whoever stores plain indices.
+    #[inline]
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
     /// The index.
     #[inline]
     pub const fn get(self) -> u32 {

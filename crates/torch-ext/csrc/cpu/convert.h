@@ -50,6 +50,7 @@ inline uint16_t f16_from(float x) {
 
 // Each type reads and writes single elements, and reads W at once. Sources may be unaligned.
 struct F32 {
+    static constexpr bool PAIRED = false;
     static constexpr size_t SIZE = 4;
     static float get(const void* base, size_t i) {
         float x;
@@ -61,6 +62,7 @@ struct F32 {
 };
 
 struct Bf16 {
+    static constexpr bool PAIRED = true;  // see panel.h
     static constexpr size_t SIZE = 2;
     static float get(const void* base, size_t i) {
         uint16_t h;
@@ -79,6 +81,7 @@ struct Bf16 {
 };
 
 struct F16 {
+    static constexpr bool PAIRED = false;
     static constexpr size_t SIZE = 2;
     static float get(const void* base, size_t i) {
         uint16_t h;

@@ -52,11 +52,12 @@ void block_panel(const TeLinear& p, const char* panel, size_t col) {
             Prefetch ahead{lines + k * PANEL * T::SIZE, 2 * PANEL * T::SIZE / groups};
             if (T::SIZE != 4) {
                 for (size_t i = 0; i < padded_k(k); i += 2) {
-                    vf lo[NV], hi[NV];
-                    load_lines<T>(lines, i, lo, hi);
+                    vf even[NV], odd[NV];
+                    load_line<T, false>(lines, i, even);
+                    load_line<T, true>(lines, i + 1, odd);
                     TE_UNROLL for (int v = 0; v < NV; ++v) {
-                        store(wide + i * PANEL + v * W, lo[v]);
-                        store(wide + (i + 1) * PANEL + v * W, hi[v]);
+                        store(wide + i * PANEL + v * W, even[v]);
+                        store(wide + (i + 1) * PANEL + v * W, odd[v]);
                     }
                 }
                 lines = (const char*)wide;

@@ -19,22 +19,17 @@ inline size_t panel_bytes(size_t k) {
     return padded_k(k) * PANEL * T::SIZE;
 }
 
-// Lines k and k + 1 (k even) of a panel.
-template <class T>
-inline void load_lines(const char* panel, size_t k, vf (&lo)[NV], vf (&hi)[NV]) {
+// Line k of a panel; ODD says which half of its pair it is (only bf16 panels tell them apart).
+template <class T, bool ODD>
+inline void load_line(const char* panel, size_t k, vf (&line)[NV]) {
     const char* p = panel + k * PANEL * T::SIZE;
     TE_UNROLL for (int v = 0; v < NV; ++v) {
-        lo[v] = T::load(p, v * W);
-        hi[v] = T::load(p, PANEL + v * W);
-    }
-}
-template <>
-inline void load_lines<Bf16>(const char* panel, size_t k, vf (&lo)[NV], vf (&hi)[NV]) {
-    const char* p = panel + k * PANEL * 2;
-    TE_UNROLL for (int v = 0; v < NV; ++v) {
-        vu both = load_as<vu>(p + v * sizeof(vu));
-        lo[v] = (vf)(both << 16);
-        hi[v] = (vf)(both & 0xffff0000u);
+        if constexpr (T::PAIRED) {
+            vu both = load_as<vu>(p - (ODD ? PANEL * T::SIZE : 0) + v * sizeof(vu));
+            line[v] = (vf)(ODD ? both & 0xffff0000u : both << 16);
+        } else {
+            line[v] = T::load(p, v * W);
+        }
     }
 }
 
@@ -62,6 +57,17 @@ struct Prefetch {
     size_t step;
 };
 
+// acc[R][16] += a[R] * line k: one step of every chain.
+template <int R, class T, bool ODD>
+inline void step(const float* a, size_t lda, const char* panel, size_t k, vf (&acc)[R][NV]) {
+    vf line[NV];
+    load_line<T, ODD>(panel, k, line);
+    TE_UNROLL for (int r = 0; r < R; ++r) {
+        vf x = splat(a[r * lda]);
+        TE_UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, line[v], acc[r][v]);
+    }
+}
+
 // c[R][16] (+)= a[R][k] * panel[k][16]. Starts from zero when `fresh`, else from c.
 template <int R, class T>
 inline void block(const float* a, size_t lda, const char* panel, size_t k, float* c, size_t ldc,
@@ -72,27 +78,15 @@ inline void block(const float* a, size_t lda, const char* panel, size_t k, float
             acc[r][v] = fresh ? vf{} : load(c + r * ldc + v * W);
     size_t i = 0;
     for (; i + 2 <= k; i += 2) {
-        vf lo[NV], hi[NV];
-        load_lines<T>(panel, i, lo, hi);
         prefetch(ahead.at);
         ahead.at += ahead.step;
-        TE_UNROLL for (int r = 0; r < R; ++r) {
-            vf x = splat(a[r * lda + i]);
-            TE_UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, lo[v], acc[r][v]);
-        }
-        TE_UNROLL for (int r = 0; r < R; ++r) {
-            vf x = splat(a[r * lda + i + 1]);
-            TE_UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, hi[v], acc[r][v]);
-        }
+        step<R, T, false>(a + i, lda, panel, i, acc);
+        // Without this the compiler loads both lines at once, and two accumulators lose their
+        // registers to the second.
+        asm volatile("" ::: "memory");
+        step<R, T, true>(a + i + 1, lda, panel, i + 1, acc);
     }
-    if (i < k) {
-        vf lo[NV], hi[NV];
-        load_lines<T>(panel, i, lo, hi);
-        TE_UNROLL for (int r = 0; r < R; ++r) {
-            vf x = splat(a[r * lda + i]);
-            TE_UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, lo[v], acc[r][v]);
-        }
-    }
+    if (i < k) step<R, T, false>(a + i, lda, panel, i, acc);
     TE_UNROLL for (int r = 0; r < R; ++r)
         TE_UNROLL for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, acc[r][v]);
 }

@@ -1,4 +1,25 @@
-//! Token sampling for language models.
+//! Token sampling for language models: vLLM's parameters, an exact oracle, a fast row path in plain
+//! Rust and (feature `torch`) a batched version on tensors. All three give the same tokens.
+//!
+//! # From logits to a token
+//!
+//! The order is vLLM's:
+//!
+//! 1. log-probabilities, if asked for, from the raw logits ([`TokenLogprobs`]);
+//! 2. in float32: allowed tokens, bad tokens and bad words, stop tokens before `min_tokens`, logit
+//!    bias, then repetition (prompt and output), frequency and presence penalty (output);
+//! 3. greedy: the largest logit, of equal ones the lowest token id; or
+//! 4. in float64: temperature, min-p, top-k and top-p, then one draw.
+//!
+//! The draw is a race ([`Noise`]): the token with the largest `logit / temperature + g` wins, `g`
+//! being Gumbel noise that is a function of the sequence's seed, the token's position and the
+//! token's id, by the counter-based generator Philox. So what a request gets depends on its prompt,
+//! parameters and seed, never on the batch it runs in.
+//!
+//! # Where is what
+//!
+//! [`BatchSampler`] samples batches of sequences that live in slots, [`RowSampler`] a row of one
+//! sequence with its [`SeqState`]; [`oracle`] defines what both compute and is meant to be read.
 
 mod batch;
 mod error;
@@ -26,3 +47,8 @@ pub use params::{
 };
 pub use row::RowSampler;
 pub use state::SeqState;
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

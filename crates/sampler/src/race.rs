@@ -1,8 +1,8 @@
 //! The race: which token has the largest `x + g`, without computing `g` for most.
 //!
-//! A token's random word `r` bounds its Gumbel noise: `g <= -ln(u)` as `1 - u >= exp(-e)`... and
-//! `-ln(u)` is at most what the float's exponent and mantissa bits, read as a piecewise linear
-//! logarithm, say. Only tokens whose bound exceeds the best exact score so far are scored
+//! A token's random word bounds its noise: `e = -ln(1 - u)` is at least `u`, so `g = -ln(e)` is at
+//! most `-ln(u)`; and a float's bits, read as a number, are a piecewise linear logarithm that is
+//! never above the true one. Only tokens whose bound exceeds the best score so far are scored
 //! exactly, in float64; and chunks in which no noise could help are skipped altogether.
 
 use crate::filter::scaled;

@@ -11,10 +11,11 @@ use sampler::torch::TorchSampler;
 use sampler::{BatchSampler, SampleError, SampleResult, SamplingParams};
 use tch::{Device, Kind, Tensor};
 
-fn tensor(logits: &[f32], rows: usize) -> Tensor {
+fn tensor(logits: &[f32], vocab_size: usize) -> Tensor {
     let device = Device::cuda_if_available();
+    let rows = (logits.len() / vocab_size) as i64;
     Tensor::from_slice(logits)
-        .view([rows as i64, -1])
+        .view([rows, vocab_size as i64])
         .to_device(device)
 }
 

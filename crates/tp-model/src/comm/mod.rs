@@ -1,0 +1,43 @@
+//! Communication between the ranks of a tensor-parallel model.
+
+mod solo;
+
+pub use solo::Solo;
+use tch::Tensor;
+
+/// A failed exchange: a peer is gone or the transport broke. It ends the step and the engine.
+#[derive(Debug, thiserror::Error)]
+#[error("rank {rank} of {world_size}: {what}")]
+pub struct CommError {
+    /// The rank that noticed.
+    pub rank: usize,
+    /// How many ranks there are.
+    pub world_size: usize,
+    /// What failed.
+    pub what: String,
+}
+
+/// Collective operations on tensors of one device. All ranks call the same operations in the
+/// same order; shapes and dtypes agree between ranks.
+pub trait Collective: Send + std::fmt::Debug {
+    /// This rank, `0..world_size`.
+    fn rank(&self) -> usize;
+
+    /// How many ranks take part.
+    fn world_size(&self) -> usize;
+
+    /// The sum over ranks, element by element.
+    fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError>;
+
+    /// All ranks' tensors, concatenated along the last dimension in rank order.
+    fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError>;
+
+    /// Rank `root`'s tensor; the others pass one of the same shape and dtype.
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError>;
+
+    /// Gives a tensor to rank `to`.
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError>;
+
+    /// Takes a tensor from rank `from`, of the shape and dtype of `like`.
+    fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError>;
+}

@@ -1,0 +1,37 @@
+//! The parts of a decoder. A layer does not know how its weight is stored nor on which device it
+//! runs: [`Linear`] hides the former, [`Ops`] the latter.
+
+mod linear;
+mod ops;
+mod packed;
+mod rotary;
+
+pub use linear::{DenseBuilder, DenseLinear, Linear, LinearBuilder};
+pub use ops::Ops;
+pub(crate) use ops::computed;
+pub use packed::{PackedBuilder, PackedLinear};
+pub use rotary::{RopeRows, RopeSpan, Rotary};
+use tch::Tensor;
+
+/// Root-mean-square normalization over the last dimension, times a weight.
+#[derive(Debug)]
+pub struct RmsNorm {
+    /// One factor for each dimension.
+    pub weight: Tensor,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Which implementation computes it.
+    pub ops: Ops,
+}
+
+impl RmsNorm {
+    /// `x / sqrt(mean(x^2) + eps) * weight`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.ops.rms_norm(x, &self.weight, self.eps)
+    }
+
+    /// Adds `x` to `residual` in place, and returns the norm of the sum.
+    pub fn add_forward(&self, x: &Tensor, residual: &mut Tensor) -> Tensor {
+        self.ops.add_rms_norm(x, residual, &self.weight, self.eps)
+    }
+}

@@ -1,0 +1,135 @@
+//! A loaded model: configuration, weights, and who computes.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::attention::{AttentionBackend, AttentionBatch};
+use crate::comm::{Collective, CommError, Solo};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::kv_cache::{KvCache, KvShape};
+use crate::models::Decoder;
+use crate::options::LoadOptions;
+use crate::weights::{Loader, Shard, Source};
+
+/// A model that is ready to run. It holds no state of any sequence: see [`crate::Session`] for
+/// one sequence and [`crate::Runner`] for a batch.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    decoder: Decoder,
+    attention: Box<dyn AttentionBackend>,
+    comm: Box<dyn Collective>,
+    device: Device,
+    kind: Kind,
+}
+
+impl Model {
+    /// Loads the checkpoint in `dir`.
+    pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Self, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let config = ModelConfig::from_dir(dir)?;
+        let kind = options.dtype.resolve(&config);
+        let activations = match options.device {
+            Device::Cpu => Kind::Float,
+            _ => kind,
+        };
+        let (ops, attention) = options.backend.build(options.device)?;
+        let shard = Shard::WHOLE;
+        let source = options.format.open(dir)?;
+        let total = match &source {
+            Source::Checkpoint(checkpoint) => checkpoint.bytes(),
+            Source::Dummy(_) => config.num_parameters() * 4,
+        };
+        let mut loader = Loader::new(
+            &source,
+            shard,
+            ops,
+            (kind, activations),
+            options.device,
+            total,
+            options.progress,
+        );
+        let decoder = Decoder::load(&mut loader, &config, shard, ops)?;
+        // Old checkpoints hold rotary frequencies, which follow from the configuration; and the
+        // output projection may be there twice although it is tied.
+        loader.finish(|name| {
+            name.ends_with("rotary_emb.inv_freq")
+                || (name == "lm_head.weight" && config.tie_word_embeddings)
+        });
+        Ok(Self {
+            config,
+            decoder,
+            attention,
+            comm: Box::new(Solo),
+            device: options.device,
+            kind,
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Dtype of weights and cache.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Bytes of weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
+    }
+
+    /// Shape of this model's cache for blocks of `block_size` tokens.
+    pub fn kv_shape(&self, block_size: usize) -> KvShape {
+        KvShape {
+            num_layers: self.config.num_layers,
+            num_kv_heads: self.config.num_kv_heads / self.comm.world_size(),
+            head_dim: self.config.head_dim,
+            block_size,
+            kind: self.kind,
+        }
+    }
+
+    /// Bytes of one block of `block_size` tokens, keys and values of all layers.
+    pub fn kv_bytes_per_block(&self, block_size: usize) -> usize {
+        self.kv_shape(block_size).bytes_per_block()
+    }
+
+    /// How many blocks of `block_size` tokens fit `bytes`.
+    pub fn num_blocks_for(&self, bytes: usize, block_size: usize) -> usize {
+        bytes / self.kv_bytes_per_block(block_size)
+    }
+
+    /// Final hidden states of the tokens at `rows` of `ids`, both int64; writes all tokens' keys
+    /// and values.
+    pub(crate) fn forward(
+        &self,
+        ids: &Tensor,
+        rows: &Tensor,
+        cache: &KvCache,
+        batch: &AttentionBatch,
+    ) -> Result<Tensor, CommError> {
+        self.decoder.forward(
+            ids,
+            rows,
+            cache,
+            batch,
+            self.attention.as_ref(),
+            self.comm.as_ref(),
+        )
+    }
+
+    /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`].
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
+        self.decoder.logits(hidden)
+    }
+}

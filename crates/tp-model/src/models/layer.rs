@@ -1,0 +1,115 @@
+//! One decoder layer: attention and MLP, each behind a norm.
+
+use tch::Tensor;
+
+use crate::attention::{AttentionBackend, AttentionBatch, AttentionLayer};
+use crate::comm::{Collective, CommError};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::kv_cache::LayerKv;
+use crate::layers::{Linear, Ops, RmsNorm};
+use crate::weights::{Loader, Part, Shard, Split};
+
+/// A layer of the decoder.
+#[derive(Debug)]
+pub struct DecoderLayer {
+    input_norm: RmsNorm,
+    qkv: Box<dyn Linear>,
+    attention: AttentionLayer,
+    o: Box<dyn Linear>,
+    post_norm: RmsNorm,
+    gate_up: Box<dyn Linear>,
+    down: Box<dyn Linear>,
+    ops: Ops,
+}
+
+/// What every layer of a step needs.
+pub(super) struct StepContext<'a> {
+    pub(super) attention: &'a dyn AttentionBackend,
+    pub(super) comm: &'a dyn Collective,
+    pub(super) batch: &'a AttentionBatch,
+}
+
+impl DecoderLayer {
+    pub(super) fn load(
+        loader: &mut Loader<'_>,
+        config: &ModelConfig,
+        index: usize,
+        shard: Shard,
+        ops: Ops,
+    ) -> Result<Self, ModelError> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
+        let (q_features, kv_features) = (heads * config.head_dim, kv_heads * config.head_dim);
+        let eps = config.rms_norm_eps;
+        let [q, k, v, o] = ["q", "k", "v", "o"].map(|p| name(&format!("self_attn.{p}_proj")));
+        let [gate, up, down] = ["gate", "up", "down"].map(|p| name(&format!("mlp.{p}_proj")));
+        let part = |name, out_features| Part { name, out_features };
+
+        let input_norm = loader.norm(&name("input_layernorm"), hidden, eps)?;
+        let qkv_parts = [
+            part(&q, q_features),
+            part(&k, kv_features),
+            part(&v, kv_features),
+        ];
+        let qkv = loader.linear(&qkv_parts, hidden, Split::Out, config.qkv_bias)?;
+        let qk_norm = match config.qk_norm {
+            true => Some((
+                loader.norm(&name("self_attn.q_norm"), config.head_dim, eps)?,
+                loader.norm(&name("self_attn.k_norm"), config.head_dim, eps)?,
+            )),
+            false => None,
+        };
+        let o = loader.linear(&[part(&o, hidden)], q_features, Split::In, config.o_bias)?;
+        let post_norm = loader.norm(&name("post_attention_layernorm"), hidden, eps)?;
+        let mlp_parts = [part(&gate, width), part(&up, width)];
+        let gate_up = loader.linear(&mlp_parts, hidden, Split::Out, config.mlp_bias)?;
+        let down = loader.linear(&[part(&down, hidden)], width, Split::In, config.mlp_bias)?;
+        Ok(Self {
+            input_norm,
+            qkv,
+            attention: AttentionLayer {
+                num_heads: heads / shard.world_size,
+                num_kv_heads: kv_heads / shard.world_size,
+                head_dim: config.head_dim,
+                window: config.windows[index],
+                qk_norm,
+            },
+            o,
+            post_norm,
+            gate_up,
+            down,
+            ops,
+        })
+    }
+
+    pub(super) fn weight_bytes(&self) -> usize {
+        let weights = [&self.qkv, &self.o, &self.gate_up, &self.down];
+        weights.iter().map(|weight| weight.bytes()).sum()
+    }
+
+    /// Adds the output of the layer before (`x`; `None` in the first layer, whose input is the
+    /// residual itself) to `residual`, and returns this layer's output, not yet added.
+    pub(super) fn forward(
+        &self,
+        x: Option<Tensor>,
+        residual: &mut Tensor,
+        kv: &LayerKv,
+        step: &StepContext<'_>,
+    ) -> Result<Tensor, CommError> {
+        let h = match x {
+            None => self.input_norm.forward(residual),
+            Some(x) => self.input_norm.add_forward(&x, residual),
+        };
+        let qkv = self.qkv.forward(&h);
+        let q = step
+            .attention
+            .write_kv(&qkv, &self.attention, kv, step.batch);
+        let attended = step.attention.attend(&q, &self.attention, kv, step.batch);
+        let o = step.comm.all_reduce_sum(self.o.forward(&attended))?;
+        let h = self.post_norm.add_forward(&o, residual);
+        let h = self.ops.silu_mul(&self.gate_up.forward(&h));
+        step.comm.all_reduce_sum(self.down.forward(&h))
+    }
+}

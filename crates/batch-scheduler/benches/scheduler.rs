@@ -36,12 +36,11 @@ fn scheduler(seqs: usize, tokens: usize, max_batched: usize) -> Sched {
 fn add_all(s: &mut Sched, seqs: usize, prompt: usize) {
     for id in 0..seqs as u64 {
         let tokens = (0..prompt as u64).map(|i| (id * 7919 + i * 31) as u32 % 50_000);
-        let request = Request::new(
-            id,
-            tokens.collect(),
-            StopCriteria::max_tokens(u32::MAX / 8),
-            (),
-        );
+        let stop = StopCriteria {
+            eos_token_ids: vec![2, 3],
+            ..StopCriteria::max_tokens(u32::MAX / 8)
+        };
+        let request = Request::new(id, tokens.collect(), stop, ());
         s.add(request).expect("fits");
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use paged_kv::{BlockTable, Salt, TokenId};
+use smallvec::SmallVec;
 
 use crate::event::{FinishReason, Usage};
 use crate::request::{RequestId, StopCriteria};
@@ -21,6 +22,30 @@ pub(crate) enum Status {
     Leaving,
 }
 
+/// The tokens that end a request's sequences, side by side: they are compared in every step.
+pub(crate) struct StopTokens {
+    /// End-of-sequence tokens, then stop tokens.
+    ids: SmallVec<[TokenId; 8]>,
+    num_eos: usize,
+}
+
+impl StopTokens {
+    pub(crate) fn new(stop: &StopCriteria) -> Self {
+        let eos = match stop.ignore_eos {
+            true => &[][..],
+            false => &stop.eos_token_ids,
+        };
+        Self {
+            ids: eos.iter().chain(&stop.stop_token_ids).copied().collect(),
+            num_eos: eos.len(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}
+
 pub(crate) struct Seq<P> {
     pub(crate) status: Status,
     /// Has a row of several drafts in flight: how long it is comes with that row.
@@ -37,6 +62,8 @@ pub(crate) struct Seq<P> {
     /// Length at which it ends.
     pub(crate) limit: u32,
     pub(crate) num_prompt: u32,
+    /// Length from which on stop tokens count.
+    pub(crate) stop_from: u32,
     /// `done` from which on another block has left the window.
     pub(crate) reclaim_at: u32,
     /// Prompt, then output as far as it is known.
@@ -46,7 +73,7 @@ pub(crate) struct Seq<P> {
     /// Drafts to verify, proposed when it had `drafts_at` tokens.
     pub(crate) drafts: Vec<TokenId>,
     pub(crate) drafts_at: u32,
-    pub(crate) stop: Arc<StopCriteria>,
+    pub(crate) stop: Arc<StopTokens>,
     pub(crate) id: RequestId,
     pub(crate) index: u32,
     pub(crate) order: Order,
@@ -70,18 +97,17 @@ impl<P> Seq<P> {
         self.tokens.len() as u32 + self.sampling
     }
 
-    /// Whether the last of `tokens` ends the sequence.
+    /// Whether `token`, the last of `tokens`, ends the sequence.
     #[inline]
-    pub(crate) fn stop_reason(&self) -> Option<FinishReason> {
-        let last = *self.tokens.last()?;
+    pub(crate) fn stop_reason(&self, token: TokenId) -> Option<FinishReason> {
         let len = self.tokens.len() as u32;
-        if len - self.num_prompt >= self.stop.min_tokens {
-            if !self.stop.ignore_eos && self.stop.eos_token_ids.contains(&last) {
-                return Some(FinishReason::Eos);
-            }
-            if self.stop.stop_token_ids.contains(&last) {
-                return Some(FinishReason::StopToken(last));
-            }
+        if len >= self.stop_from
+            && let Some(at) = self.stop.ids.iter().position(|&id| id == token)
+        {
+            return Some(match at < self.stop.num_eos {
+                true => FinishReason::Eos,
+                false => FinishReason::StopToken(token),
+            });
         }
         (len >= self.limit).then_some(FinishReason::Length)
     }

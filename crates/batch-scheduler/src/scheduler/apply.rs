@@ -61,7 +61,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         for (slot, start, extras) in output.prompt_extras {
             self.report_prompt(slot, start, extras, events);
         }
-        let mut samples = record.samples.iter().zip(output.samples).peekable();
+        let mut sampled = output.samples;
+        let mut next = 0;
         for row in &record.rows {
             let seq = &mut self.seqs[row.key];
             let mut healthy = seq.status != Status::Leaving;
@@ -69,9 +70,10 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 seq.done = row.end;
                 seq.speculating &= row.drafts == 0;
             }
-            if let Some((_, sampled)) = samples.next_if(|(s, _)| s.key == row.key) {
-                healthy &= sampled.error.is_none();
-                self.take_sample(row.key, sampled, events);
+            if record.samples.get(next).is_some_and(|s| s.key == row.key) {
+                healthy &= sampled[next].error.is_none();
+                self.take_sample(row.key, &mut sampled[next], events);
+                next += 1;
             }
             if healthy {
                 self.settle_blocks(row);
@@ -79,7 +81,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             self.settle_step(row.key);
         }
         // What is left are the first tokens of sequences that forked.
-        for (record, sampled) in samples {
+        for (record, sampled) in record.samples.iter().zip(&mut sampled).skip(next) {
             self.take_sample(record.key, sampled, events);
             self.settle_step(record.key);
         }
@@ -120,23 +122,18 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
 
     /// Appends what was sampled for a sequence, up to the token that ends it.
     #[inline]
-    fn take_sample<L>(&mut self, key: u32, sampled: Sampled<L>, events: &mut Vec<Event<L>>) {
+    fn take_sample<L>(&mut self, key: u32, sampled: &mut Sampled<L>, events: &mut Vec<Event<L>>) {
         let seq = &mut self.seqs[key];
         seq.sampling -= 1;
         if seq.status == Status::Leaving {
             return;
         }
-        let Sampled {
-            mut tokens,
-            mut extras,
-            mut error,
-        } = sampled;
         let mut reason = None;
         let mut taken = 0;
-        for &token in &tokens {
+        for &token in &sampled.tokens {
             seq.tokens.push(token);
             taken += 1;
-            reason = seq.stop_reason();
+            reason = seq.stop_reason(token);
             if reason.is_some() {
                 break;
             }
@@ -146,21 +143,24 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let accepted = (taken as u32).saturating_sub(1);
         seq.done += accepted;
         seq.computed += accepted;
-        if taken < tokens.len() {
-            tokens.truncate(taken);
-            extras.truncate(taken);
+        if taken < sampled.tokens.len() {
+            sampled.tokens.truncate(taken);
+            sampled.extras.truncate(taken);
         }
         if taken > 0 {
             events.push(Event::Tokens {
                 id: seq.id,
                 index: seq.index,
-                tokens,
-                extras,
+                tokens: std::mem::take(&mut sampled.tokens),
+                extras: std::mem::take(&mut sampled.extras),
             });
-        } else if error.is_none() {
-            error = Some("the model returned no token for this sequence".to_owned());
+        } else if sampled.error.is_none() {
+            sampled.error = Some("the model returned no token for this sequence".to_owned());
         }
-        if let Some(reason) = reason.or(error.map(FinishReason::Error)) {
+        if reason.is_none() && sampled.error.is_some() {
+            reason = sampled.error.take().map(FinishReason::Error);
+        }
+        if let Some(reason) = reason {
             self.end(key, reason, events);
         }
     }

@@ -19,7 +19,7 @@ use crate::plan::SlotId;
 use crate::policy::{Candidate, Fcfs, RequestInfo, SchedulingPolicy};
 use crate::request::{AddError, Request, RequestId, SeqParams};
 use crate::scheduler::step::{Record, Spares};
-use crate::sequence::{Seq, Status};
+use crate::sequence::{Seq, Status, StopTokens};
 use crate::stats::{StepStats, Totals};
 use crate::waiting::{Order, Waiting};
 
@@ -168,6 +168,11 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let limit = (num_prompt as usize)
             .saturating_add(request.stop.max_tokens as usize)
             .min(self.max_len()) as u32;
+        let stop = StopTokens::new(&request.stop);
+        let stop_from = match stop.is_empty() {
+            true => u32::MAX,
+            false => num_prompt.saturating_add(request.stop.min_tokens),
+        };
         let params = |index| request.params.get(index);
         let key = self.seqs.insert(Seq {
             status: Status::Waiting,
@@ -183,7 +188,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             table: None,
             drafts: Vec::new(),
             drafts_at: 0,
-            stop: Arc::new(request.stop),
+            stop_from,
+            stop: Arc::new(stop),
             id: request.id,
             index: 0,
             order,

@@ -146,6 +146,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     table: Some(table),
                     drafts: Vec::new(),
                     drafts_at: 0,
+                    stop_from: of.stop_from,
                     stop: of.stop.clone(),
                     id: of.id,
                     index,

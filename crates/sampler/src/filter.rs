@@ -234,3 +234,63 @@ fn last_needed(mut candidates: &mut [(f32, f64)], mut above: f64, target: f64) -
     }
     last
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// The smallest logit that is kept, by sorting and summing.
+    fn by_sorting(row: &[f32], params: &SamplingParams) -> f32 {
+        let mut sorted = row.to_vec();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        let temperature = f64::from(params.effective_temperature());
+        let weight = |x: f32| ((f64::from(x) - f64::from(sorted[0])) / temperature).exp();
+        let mut kept = sorted.clone();
+        kept.retain(|&x| weight(x) >= f64::from(params.min_p));
+        if params.top_k > 0 {
+            let kth = kept[(params.top_k as usize).min(kept.len()) - 1];
+            kept.retain(|&x| x >= kth);
+        }
+        let target = f64::from(params.top_p) * kept.iter().map(|&x| weight(x)).sum::<f64>();
+        let mut above = 0.0;
+        let mut last = kept[0];
+        for &x in kept.iter().take_while(|_| params.top_p < 1.0) {
+            if above >= target {
+                return last;
+            }
+            (last, above) = (x, above + weight(x));
+        }
+        kept[kept.len() - 1]
+    }
+
+    /// The border itself: draws rarely fall on the tokens next to it.
+    #[test]
+    fn threshold_is_exact() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let (mut scan, mut room) = (Scan::default(), FilterRoom::default());
+        for case in 0..2000 {
+            let width = [0.01_f32, 1.0, 20.0, 1000.0][case % 4];
+            let row: Vec<f32> = (0..rng.random_range(1..3000))
+                .map(|_| rng.random::<f32>() * width)
+                .collect();
+            let top_p = rng.random_range(0.01..0.99);
+            let mut or_off = |value: f32, off: f32| if rng.random() { value } else { off };
+            let params = SamplingParams {
+                temperature: or_off(1.7, 0.2),
+                min_p: or_off(0.03, 0.0),
+                top_k: or_off(100.0, 0.0) as i32,
+                top_p: or_off(top_p, 1.0),
+                ..Default::default()
+            };
+            scan.run(&row).unwrap();
+            let found = threshold(&params, &row, &scan, &mut room);
+            let kept = row.iter().filter(|&&x| x >= found).count();
+            let expected = by_sorting(&row, &params);
+            let expected = row.iter().filter(|&&x| x >= expected).count();
+            assert_eq!(kept, expected, "case {case}: {params:?}");
+        }
+    }
+}

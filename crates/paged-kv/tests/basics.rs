@@ -203,3 +203,50 @@ fn impossible_sizes_are_errors() {
         assert!(error.unwrap().to_string().contains(&num_blocks.to_string()));
     }
 }
+
+#[test]
+fn what_a_window_gives_back_at_once_is_evicted_end_first() {
+    let mut kv = manager(5, 2);
+    let tokens: Vec<u32> = (0..8).collect();
+    let mut a = kv.allocate(&tokens, NONE, true, 8).unwrap().table;
+    kv.publish(&mut a, &tokens, 8);
+    kv.reclaim_before(&mut a, 4);
+    let b = kv.allocate(&[9], NONE, true, 4).unwrap().table;
+    assert_eq!(kv.match_prefix(&tokens, NONE), 2);
+    kv.free(a);
+    kv.free(b);
+}
+
+#[test]
+fn nothing_is_published_behind_a_beginning_that_is_gone() {
+    let mut kv = manager(3, 2);
+    let tokens: Vec<u32> = (0..6).collect();
+    let mut a = kv.allocate(&tokens, NONE, true, 6).unwrap().table;
+    kv.publish(&mut a, &tokens, 2);
+    kv.reclaim_before(&mut a, 2);
+    let b = kv.allocate(&[9], NONE, true, 1).unwrap().table;
+    assert_eq!(kv.match_prefix(&tokens, NONE), 0);
+    kv.publish(&mut a, &tokens, 6);
+    assert_eq!(a.num_published(), 1);
+    kv.audit([&a, &b]).unwrap();
+    kv.free(a);
+    kv.free(b);
+    assert_eq!(kv.usage().cached, 0);
+}
+
+#[test]
+#[should_panic(expected = "position 3 is in a block that was reclaimed")]
+fn a_reclaimed_block_cannot_be_written() {
+    let mut kv = manager(4, 2);
+    let mut a = kv.allocate(&[1, 2, 3, 4, 5], NONE, true, 5).unwrap().table;
+    kv.reclaim_before(&mut a, 4);
+    kv.extend(&mut a, 3, 5, &mut Vec::new());
+}
+
+#[test]
+#[should_panic(expected = "5 tokens computed of 4")]
+fn more_cannot_be_published_than_there_is() {
+    let mut kv = manager(4, 2);
+    let mut a = kv.allocate(&[1, 2, 3, 4], NONE, true, 8).unwrap().table;
+    kv.publish(&mut a, &[1, 2, 3, 4], 5);
+}

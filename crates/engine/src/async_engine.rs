@@ -1,0 +1,264 @@
+//! The asynchronous front: a thread owns the core, handles talk to it through channels.
+//!
+//! ```text
+//! caller: tokenize ──▶ Command::Add ──▶ ┌────────────────┐
+//! caller: stop strings ▶ Command::Finish│ core thread    │  owns scheduler, KV cache and model;
+//! stream dropped ────▶ Command::Abort ─▶│ commands, step │  no lock anywhere
+//! caller: detokenize ◀── token events ──└────────────────┘
+//! ```
+
+use std::collections::HashMap;
+use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
+
+use batch_scheduler::{Event, FinishReason, Request, RequestId, Stats};
+use tokio::sync::{mpsc as events, oneshot};
+use tp_model::SeqParams;
+
+use crate::core::{CoreEvent, EngineCore, KvSnapshot, Runner};
+use crate::error::RequestError;
+use crate::frontend::{Frontend, Prepared};
+use crate::request::GenerateRequest;
+use crate::stream::TokenStream;
+
+pub(crate) type Delivery = Result<CoreEvent, RequestError>;
+
+/// What callers ask of the core's thread.
+pub(crate) enum Command {
+    Add {
+        request: Request<Arc<SeqParams>>,
+        events: events::UnboundedSender<Delivery>,
+    },
+    Abort(RequestId),
+    Finish {
+        id: RequestId,
+        index: u32,
+        stop: String,
+    },
+    Stats(oneshot::Sender<Stats>),
+    KvSnapshot(oneshot::Sender<KvSnapshot>),
+    Shutdown {
+        drain: bool,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// A handle on an engine that runs on its own thread. Clones share the engine; it ends when the
+/// last handle and the last stream are gone, or by [`AsyncEngine::shutdown`].
+#[derive(Clone)]
+pub struct AsyncEngine {
+    commands: Sender<Command>,
+    frontend: Arc<Frontend>,
+    /// Why the engine stopped, once it has.
+    cause: Arc<OnceLock<String>>,
+}
+
+impl AsyncEngine {
+    /// Moves `core` to a thread of its own.
+    pub fn start<R>(core: EngineCore<R>, frontend: Arc<Frontend>) -> std::io::Result<Self>
+    where
+        R: Runner + Send + 'static,
+        R::Ticket: Send,
+    {
+        let (commands, receiver) = mpsc::channel();
+        let cause = Arc::new(OnceLock::new());
+        let thread = CoreThread {
+            core,
+            routes: HashMap::new(),
+            events: Vec::new(),
+            leaving: Vec::new(),
+            cause: cause.clone(),
+        };
+        std::thread::Builder::new()
+            .name("engine-core".to_string())
+            .spawn(move || thread.run(&receiver))?;
+        Ok(AsyncEngine {
+            commands,
+            frontend,
+            cause,
+        })
+    }
+
+    /// Tokenizer, chat template, limits and default parameters.
+    pub fn frontend(&self) -> &Arc<Frontend> {
+        &self.frontend
+    }
+
+    /// Starts a request. Tokenizing happens here, on the caller's thread; detokenizing where the
+    /// stream is read. Dropping the stream aborts the request.
+    pub fn generate(&self, request: GenerateRequest) -> Result<TokenStream, RequestError> {
+        let Prepared { request, state } = self.frontend.prepare(request)?;
+        let id = request.id;
+        let (sender, receiver) = events::unbounded_channel();
+        let add = Command::Add {
+            request,
+            events: sender,
+        };
+        self.commands.send(add).map_err(|_| self.stopped())?;
+        Ok(TokenStream::new(
+            id,
+            state,
+            receiver,
+            self.commands.clone(),
+            self.cause.clone(),
+        ))
+    }
+
+    /// Figures of now, between two steps.
+    pub async fn stats(&self) -> Result<Stats, RequestError> {
+        self.ask(Command::Stats).await
+    }
+
+    /// The block map and who holds what, between two steps.
+    pub async fn kv_snapshot(&self) -> Result<KvSnapshot, RequestError> {
+        self.ask(Command::KvSnapshot).await
+    }
+
+    /// Stops the engine: no new requests from now on. With `drain` the open ones run to their end,
+    /// otherwise they end as aborted. Returns when the thread has nothing left to do.
+    pub async fn shutdown(&self, drain: bool) {
+        // An engine that has stopped already needs nothing more.
+        let _ = self.ask(|done| Command::Shutdown { drain, done }).await;
+    }
+
+    /// Why the engine stopped; `None` while it runs.
+    pub fn stop_cause(&self) -> Option<&str> {
+        self.cause.get().map(String::as_str)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, RequestError> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands
+            .send(command(sender))
+            .map_err(|_| self.stopped())?;
+        receiver.await.map_err(|_| self.stopped())
+    }
+
+    fn stopped(&self) -> RequestError {
+        stopped(&self.cause)
+    }
+}
+
+/// The error for a thread that is gone.
+pub(crate) fn stopped(cause: &OnceLock<String>) -> RequestError {
+    // A thread that ended without leaving a cause has panicked.
+    let cause = cause.get().map_or("its thread panicked", String::as_str);
+    RequestError::EngineDead(cause.to_string())
+}
+
+struct Route {
+    events: events::UnboundedSender<Delivery>,
+    /// Sequences that have not ended.
+    open: u32,
+}
+
+struct CoreThread<R: Runner> {
+    core: EngineCore<R>,
+    routes: HashMap<RequestId, Route>,
+    events: Vec<CoreEvent>,
+    /// Who waits for the shutdown, once one was asked for.
+    leaving: Vec<oneshot::Sender<()>>,
+    cause: Arc<OnceLock<String>>,
+}
+
+impl<R: Runner> CoreThread<R> {
+    fn run(mut self, commands: &Receiver<Command>) {
+        let cause = self.serve(commands);
+        // Before the channels close: whoever finds one closed looks for the cause.
+        let _ = self.cause.set(cause);
+    }
+
+    /// Steps until there is a reason to stop, and returns it.
+    fn serve(&mut self, commands: &Receiver<Command>) -> String {
+        loop {
+            let idle = !self.core.has_work();
+            if idle && !self.leaving.is_empty() {
+                for done in self.leaving.drain(..) {
+                    let _ = done.send(());
+                }
+                return "it was shut down".to_string();
+            }
+            if idle {
+                match commands.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(RecvError) => return "nobody holds a handle on it".to_string(),
+                }
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    // Streams hold a sender too: nobody is left to read what this would compute.
+                    Err(TryRecvError::Disconnected) => {
+                        return "nobody holds a handle on it".to_string();
+                    }
+                }
+            }
+            let result = self.core.step(&mut self.events);
+            self.deliver();
+            if let Err(dead) = result {
+                return dead.to_string();
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add { request, events } => self.add(request, events),
+            Command::Abort(id) => {
+                self.core.abort(id, &mut self.events);
+            }
+            Command::Finish { id, index, stop } => {
+                let reason = FinishReason::StopString(stop);
+                self.core.finish(id, index, reason, &mut self.events);
+            }
+            // Whoever asked may have gone meanwhile.
+            Command::Stats(reply) => drop(reply.send(self.core.stats())),
+            Command::KvSnapshot(reply) => drop(reply.send(self.core.kv_snapshot())),
+            Command::Shutdown { drain, done } => {
+                self.leaving.push(done);
+                let open: Vec<RequestId> = self.routes.keys().copied().collect();
+                for id in open.into_iter().filter(|_| !drain) {
+                    self.core.abort(id, &mut self.events);
+                }
+            }
+        }
+        self.deliver();
+    }
+
+    fn add(&mut self, request: Request<Arc<SeqParams>>, events: events::UnboundedSender<Delivery>) {
+        let (id, open) = (request.id, request.n);
+        let added = if self.leaving.is_empty() {
+            self.core.add(request).map_err(RequestError::from)
+        } else {
+            Err(RequestError::EngineDead("it is shutting down".to_string()))
+        };
+        match added {
+            Ok(()) => {
+                self.routes.insert(id, Route { events, open });
+            }
+            Err(error) => drop(events.send(Err(error))),
+        }
+    }
+
+    fn deliver(&mut self) {
+        for event in self.events.drain(..) {
+            let id = event.id();
+            let Some(route) = self.routes.get_mut(&id) else {
+                continue;
+            };
+            if matches!(event, CoreEvent::Sequence(Event::Finished { .. })) {
+                route.open -= 1;
+            }
+            let open = route.open;
+            // A stream that was dropped has sent an abort, which is on its way.
+            let _ = route.events.send(Ok(event));
+            if open == 0 {
+                self.routes.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! From a configuration to an engine that is ready.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use batch_scheduler::{Fcfs, Priority, Scheduler, SchedulerConfig, SchedulingPolicy};
+use paged_kv::{BlockManager, BlockSize};
+use tch::Device;
+use tp_model::{LoadOptions, Model, ModelConfig, ModelError, Runner, RunnerConfig};
+
+use crate::async_engine::AsyncEngine;
+use crate::chat_template::{ChatError, ChatTemplate};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy};
+use crate::core::EngineCore;
+use crate::engine::Engine;
+use crate::frontend::{Frontend, Limits};
+use crate::generation_config::GenerationConfig;
+use crate::hub::{self, HubError, HubOptions};
+use crate::memory::{free_host_memory, size_cache};
+use crate::tokenizer::Tokenizer;
+
+/// Why an engine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration contradicts itself, the model or the machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model's files could not be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A file beside the weights is broken.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// `config.json` or the weights cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The chat template that the configuration names cannot be used.
+    #[error("{path}: {source}")]
+    ChatTemplate {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: ChatError,
+    },
+    /// The limits contradict each other.
+    #[error(transparent)]
+    Scheduler(#[from] batch_scheduler::ConfigError),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+/// Told of bytes of weights read so far, and in total.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+impl Engine<Runner> {
+    /// Finds or downloads the model, loads it, and sizes the KV cache.
+    pub fn from_config(config: &EngineConfig) -> Result<Self, BuildError> {
+        Self::from_config_with(config, None)
+    }
+
+    /// As [`Engine::from_config`], with news of the loading.
+    pub fn from_config_with(
+        config: &EngineConfig,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Self, BuildError> {
+        config.validate()?;
+        let options = HubOptions {
+            progress: config.download_progress,
+            ..HubOptions::from_env()
+        };
+        let weights = config.load_format != LoadFormat::Dummy;
+        let dir = hub::resolve(&config.model, config.revision.as_deref(), weights, &options)?;
+        Self::from_directory(config, &dir, progress)
+    }
+
+    /// Loads the checkpoint in `dir`, whatever `config.model` says.
+    pub fn from_directory(
+        config: &EngineConfig,
+        dir: &Path,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Self, BuildError> {
+        config.validate()?;
+        let device = device(config.device)?;
+        // Everything small first: a broken tokenizer is reported before weights are read.
+        let checkpoint = Checkpoint::Directory(dir.to_path_buf());
+        let model_config = ModelConfig::from_dir(dir)?;
+        if let MaxModelLen::Tokens(tokens) = config.max_model_len
+            && tokens > model_config.max_context()
+        {
+            return Err(ConfigError::new(
+                "max_model_len",
+                format!(
+                    "{tokens} exceeds the model's own {}; lower it",
+                    model_config.max_context()
+                ),
+            )
+            .into());
+        }
+        let generation_config = GenerationConfig::load(&checkpoint)?;
+        let tokenizer = match config.skip_tokenizer_init {
+            true => None,
+            false => Tokenizer::load(&checkpoint)?.map(Arc::new),
+        };
+        let template = chat_template(config, &checkpoint, tokenizer.as_deref())?;
+        let model = Model::load(
+            dir,
+            &LoadOptions {
+                device,
+                dtype: config.dtype,
+                format: match config.load_format {
+                    LoadFormat::Safetensors => tp_model::LoadFormat::Safetensors,
+                    LoadFormat::Dummy => tp_model::LoadFormat::Dummy { seed: config.seed },
+                },
+                backend: config.attention_backend,
+                progress,
+            },
+        )?;
+        assemble(config, model, tokenizer, template, generation_config)
+    }
+
+    /// Moves the engine to a thread of its own.
+    pub fn into_async(self) -> Result<AsyncEngine, BuildError> {
+        let (core, frontend) = self.into_parts();
+        AsyncEngine::start(core, frontend).map_err(|source| BuildError::Io {
+            what: "starting the engine's thread".to_string(),
+            source,
+        })
+    }
+}
+
+impl AsyncEngine {
+    /// Finds or downloads the model, loads it, and starts the engine's thread.
+    pub fn from_config(config: &EngineConfig) -> Result<Self, BuildError> {
+        Engine::from_config(config)?.into_async()
+    }
+}
+
+fn assemble(
+    config: &EngineConfig,
+    model: Model,
+    tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<ChatTemplate>,
+    generation_config: GenerationConfig,
+) -> Result<Engine<Runner>, BuildError> {
+    let on_cpu = model.device() == Device::Cpu;
+    let block_bytes = model.kv_bytes_per_block(config.block_size) as u64;
+    let size = size_cache(
+        config,
+        model.config().max_context(),
+        block_bytes,
+        free_host_memory(),
+    )?;
+    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
+        let usual = if on_cpu { 2048 } else { 8192 };
+        let whole_prompt = match config.enable_chunked_prefill {
+            true => 0,
+            false => size.max_model_len,
+        };
+        usual.max(config.max_num_seqs).max(whole_prompt)
+    });
+    let scheduler_config = SchedulerConfig {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len: size.max_model_len,
+        enable_chunked_prefill: config.enable_chunked_prefill,
+        long_prefill_token_threshold: config.long_prefill_token_threshold,
+        max_steps_in_flight: if config.overlap.unwrap_or(!on_cpu) {
+            2
+        } else {
+            1
+        },
+        sliding_window: model
+            .config()
+            .sliding_window()
+            .and_then(|window| u32::try_from(window).ok()),
+        watermark_blocks: 0,
+    };
+    let block_size = u32::try_from(config.block_size)
+        .map_err(|error| ConfigError::new("block_size", error.to_string()))?;
+    let kv_error = |error: paged_kv::ConfigError| ConfigError::new("block_size", error.to_string());
+    let block_size = BlockSize::new(block_size).map_err(kv_error)?;
+    let kv_config = paged_kv::Config::new(size.num_blocks, block_size)
+        .prefix_caching(config.enable_prefix_caching && model.config().prefix_cacheable());
+    let kv = BlockManager::new(kv_config).map_err(kv_error)?;
+    let policy: Box<dyn SchedulingPolicy> = match config.scheduling_policy {
+        Policy::Fcfs => Box::new(Fcfs::default()),
+        Policy::Priority => Box::new(Priority::default()),
+    };
+    let limits = Limits {
+        vocab_size: model.config().vocab_size,
+        max_model_len: size.max_model_len,
+        cache_tokens: (size.num_blocks - 1) * config.block_size,
+        max_num_seqs: config.max_num_seqs,
+        max_logprobs: config.max_logprobs,
+        priorities: config.scheduling_policy == Policy::Priority,
+        seed: config.seed,
+    };
+    let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
+    let runner = Runner::new(
+        model,
+        &RunnerConfig {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len: size.max_model_len,
+            block_size: config.block_size,
+            num_blocks: size.num_blocks,
+        },
+    )?;
+    tracing::info!(
+        blocks = size.num_blocks - 1,
+        block_size = config.block_size,
+        max_model_len = size.max_model_len,
+        "KV cache of {} MiB",
+        (size.num_blocks as u64 * block_bytes) >> 20
+    );
+    let frontend = Frontend::new(tokenizer, template, generation_config, limits);
+    let core = EngineCore::new(scheduler, runner);
+    Ok(Engine::new(core, Arc::new(frontend)))
+}
+
+fn chat_template(
+    config: &EngineConfig,
+    checkpoint: &Checkpoint,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Option<ChatTemplate>, BuildError> {
+    let Some(path) = &config.chat_template else {
+        return Ok(ChatTemplate::load(checkpoint, tokenizer)?);
+    };
+    let source = std::fs::read_to_string(path).map_err(|source| BuildError::Io {
+        what: path.display().to_string(),
+        source,
+    })?;
+    ChatTemplate::new(vec![("default".to_string(), source)], tokenizer)
+        .map(Some)
+        .map_err(|source| BuildError::ChatTemplate {
+            path: path.display().to_string(),
+            source,
+        })
+}
+
+fn device(choice: DeviceChoice) -> Result<Device, ConfigError> {
+    let usable = cfg!(feature = "cuda") && torch_ext::cuda::is_available();
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if !usable => Ok(Device::Cpu),
+        DeviceChoice::Cuda if !cfg!(feature = "cuda") => Err(ConfigError::new(
+            "device",
+            "this build has no CUDA support; build with `--features cuda`, or use cpu",
+        )),
+        DeviceChoice::Cuda if !usable => Err(ConfigError::new(
+            "device",
+            "no CUDA device is available; use cpu, or check the NVIDIA driver",
+        )),
+        DeviceChoice::Auto | DeviceChoice::Cuda => Ok(Device::Cuda(0)),
+    }
+}

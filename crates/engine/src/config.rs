@@ -1,0 +1,229 @@
+//! What a user chooses about an engine, named as in vLLM.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tp_model::{Backend, DtypeChoice};
+
+/// Configuration of an engine. [`EngineConfig::new`] gives vLLM's defaults.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// A directory in Hugging Face format, or a hub id such as `Qwen/Qwen3-0.6B`.
+    pub model: String,
+    /// Branch, tag or commit of a hub id.
+    pub revision: Option<String>,
+    /// Dtype of weights and KV cache.
+    pub dtype: DtypeChoice,
+    /// Where to run.
+    pub device: DeviceChoice,
+    /// Longest sequence, prompt and output together.
+    pub max_model_len: MaxModelLen,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens that a step computes at most; unset: 2048 on a CPU and 8192 on a GPU (more if other
+    /// limits need it).
+    pub max_num_batched_tokens: Option<usize>,
+    /// Most prompt tokens of one sequence in a step; 0 for no limit.
+    pub long_prefill_token_threshold: usize,
+    /// Tokens in a block of the KV cache.
+    pub block_size: usize,
+    /// Whether requests share the keys and values of equal beginnings.
+    pub enable_prefix_caching: bool,
+    /// Whether long prompts are computed over several steps, mixed with decoding.
+    pub enable_chunked_prefill: bool,
+    /// Memory for the KV cache. Unset: on a CPU at most 4 GiB and half of what is free, on a GPU
+    /// what `gpu_memory_utilization` leaves; never more than all sequences at full length need.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Number of blocks of the KV cache, whatever the memory.
+    pub num_gpu_blocks_override: Option<usize>,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// Who is served first.
+    pub scheduling_policy: Policy,
+    /// Seed of requests without one, and of dummy weights.
+    pub seed: u64,
+    /// Whether the next step is planned while one runs. Unset: on a GPU only, since on a CPU both
+    /// would want the same cores.
+    pub overlap: Option<bool>,
+    /// Which kernels run the model.
+    pub attention_backend: Backend,
+    /// Names under which a server offers the model; empty: the model's own.
+    pub served_model_name: Vec<String>,
+    /// Devices to split the model over.
+    pub tensor_parallel_size: usize,
+    /// Most log-probabilities a token that a request may ask for; -1 for no limit.
+    pub max_logprobs: i32,
+    /// A template file to use instead of the checkpoint's.
+    pub chat_template: Option<PathBuf>,
+    /// Serve token ids only, even if the checkpoint has a tokenizer.
+    pub skip_tokenizer_init: bool,
+    /// Show progress bars while a model is downloaded.
+    pub download_progress: bool,
+}
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if there is one and this build supports it, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU.
+    Cuda,
+}
+
+/// Longest sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaxModelLen {
+    /// What the model was made for; an error if the KV cache cannot hold one such sequence.
+    #[default]
+    Model,
+    /// As `Model`, but shortened to what the KV cache holds.
+    Auto,
+    /// This many tokens.
+    Tokens(usize),
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The checkpoint's safetensors files.
+    #[default]
+    Safetensors,
+    /// Random ones; of the checkpoint only `config.json` must exist.
+    Dummy,
+}
+
+/// Who is served first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// In the order of arrival.
+    #[default]
+    Fcfs,
+    /// By the requests' `priority`, lower first; then in the order of arrival.
+    Priority,
+}
+
+/// A configuration that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: {message}")]
+pub struct ConfigError {
+    /// The field of [`EngineConfig`] at fault.
+    pub option: &'static str,
+    /// What is wrong with it and what would work.
+    pub message: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(option: &'static str, message: impl Into<String>) -> Self {
+        ConfigError {
+            option,
+            message: message.into(),
+        }
+    }
+}
+
+macro_rules! from_names {
+    ($type:ty, $option:literal, $($name:literal => $value:expr),+) => {
+        impl FromStr for $type {
+            type Err = ConfigError;
+
+            fn from_str(text: &str) -> Result<Self, ConfigError> {
+                match text {
+                    $($name => Ok($value),)+
+                    _ => Err(ConfigError::new(
+                        $option,
+                        format!("`{text}` is none of {}", [$($name),+].join(", ")),
+                    )),
+                }
+            }
+        }
+    };
+}
+
+from_names!(DeviceChoice, "device", "auto" => Self::Auto, "cpu" => Self::Cpu, "cuda" => Self::Cuda);
+from_names!(LoadFormat, "load_format",
+    "auto" => Self::Safetensors, "safetensors" => Self::Safetensors, "dummy" => Self::Dummy);
+from_names!(Policy, "scheduling_policy", "fcfs" => Self::Fcfs, "priority" => Self::Priority);
+
+impl EngineConfig {
+    /// vLLM's defaults for `model`.
+    pub fn new(model: impl Into<String>) -> Self {
+        EngineConfig {
+            model: model.into(),
+            revision: None,
+            dtype: DtypeChoice::Auto,
+            device: DeviceChoice::Auto,
+            max_model_len: MaxModelLen::Model,
+            max_num_seqs: 256,
+            max_num_batched_tokens: None,
+            long_prefill_token_threshold: 0,
+            block_size: 16,
+            enable_prefix_caching: true,
+            enable_chunked_prefill: true,
+            kv_cache_memory_bytes: None,
+            num_gpu_blocks_override: None,
+            load_format: LoadFormat::Safetensors,
+            scheduling_policy: Policy::Fcfs,
+            seed: 0,
+            overlap: None,
+            attention_backend: Backend::Auto,
+            served_model_name: Vec::new(),
+            tensor_parallel_size: 1,
+            max_logprobs: 20,
+            chat_template: None,
+            skip_tokenizer_init: false,
+            download_progress: true,
+        }
+    }
+
+    /// Checks what can be checked before the model is known.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.tensor_parallel_size != 1 {
+            return Err(ConfigError::new(
+                "tensor_parallel_size",
+                format!(
+                    "{} is not supported; this version runs on one device (1)",
+                    self.tensor_parallel_size
+                ),
+            ));
+        }
+        let sizes = [
+            ("max_num_seqs", Some(self.max_num_seqs)),
+            ("block_size", Some(self.block_size)),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("num_gpu_blocks_override", self.num_gpu_blocks_override),
+        ];
+        for (option, size) in sizes {
+            if size == Some(0) {
+                return Err(ConfigError::new(option, "must be at least 1, got 0"));
+            }
+        }
+        if self.max_model_len == MaxModelLen::Tokens(0) {
+            return Err(ConfigError::new(
+                "max_model_len",
+                "must be at least 1, got 0",
+            ));
+        }
+        if let Some(tokens) = self.max_num_batched_tokens
+            && tokens < self.max_num_seqs
+        {
+            return Err(ConfigError::new(
+                "max_num_batched_tokens",
+                format!(
+                    "{tokens} is below max_num_seqs ({}): a step could not give every sequence a \
+                     token; raise it or lower max_num_seqs",
+                    self.max_num_seqs
+                ),
+            ));
+        }
+        if self.max_logprobs < -1 {
+            return Err(ConfigError::new(
+                "max_logprobs",
+                format!("must be at least -1 (no limit), got {}", self.max_logprobs),
+            ));
+        }
+        Ok(())
+    }
+}

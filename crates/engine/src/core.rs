@@ -1,0 +1,259 @@
+//! The loop around scheduler and model.
+//!
+//! [`EngineCore`] owns both by value. Whoever holds it (a blocking [`crate::Engine`], or the thread
+//! behind an [`crate::AsyncEngine`]) calls [`EngineCore::step`] and passes the events on. It deals
+//! in token ids only: text is the business of the callers, so that tokenizing and detokenizing
+//! never hold up a step.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use batch_scheduler::{
+    AddError, Event, FinishReason, ModelRunner, Request, RequestId, Scheduler, SeqSnapshot, Stats,
+    StepPlan,
+};
+use paged_kv::{BlockManager, BlockState};
+use sampler::TokenLogprobs;
+use tp_model::SeqParams;
+
+use crate::report::{StepReport, Tracer};
+
+/// What the engine needs of a model: [`tp_model::Runner`], or a fake one in tests.
+pub trait Runner: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs> {}
+
+impl<R: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs>> Runner for R {}
+
+/// News from the core.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CoreEvent {
+    /// A step computes something for this request, for the first time.
+    Scheduled {
+        /// The request.
+        id: RequestId,
+        /// When.
+        at: Instant,
+        /// Prompt tokens found in the prefix cache.
+        cached_tokens: u32,
+    },
+    /// News of one sequence.
+    Sequence(Event<TokenLogprobs>),
+}
+
+impl CoreEvent {
+    /// The request it is about.
+    pub fn id(&self) -> RequestId {
+        match self {
+            CoreEvent::Scheduled { id, .. } => *id,
+            CoreEvent::Sequence(
+                Event::Tokens { id, .. }
+                | Event::PromptExtras { id, .. }
+                | Event::Finished { id, .. },
+            ) => *id,
+        }
+    }
+}
+
+/// The engine has stopped for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineDead(pub String);
+
+/// One look at the KV cache.
+#[derive(Clone, Debug)]
+pub struct KvSnapshot {
+    /// State of every block that sequences can have, by block id (ids count from 1).
+    pub blocks: Vec<BlockState>,
+    /// Every sequence with its block table.
+    pub sequences: Vec<SeqSnapshot>,
+}
+
+impl KvSnapshot {
+    /// Blocks that more than one sequence reads.
+    pub fn num_shared(&self) -> usize {
+        let shared = |state: &&BlockState| matches!(state, BlockState::Referenced { readers, .. } if *readers > 1);
+        self.blocks.iter().filter(shared).count()
+    }
+}
+
+/// Scheduler, KV cache and model, with one owner.
+pub struct EngineCore<R: Runner> {
+    scheduler: Scheduler<BlockManager, Arc<SeqParams>>,
+    runner: R,
+    /// Steps that were launched and not collected, oldest first.
+    tickets: VecDeque<R::Ticket>,
+    /// Requests that no step has touched yet.
+    unscheduled: Vec<(RequestId, Arc<SeqParams>)>,
+    tracer: Option<Tracer>,
+    scratch: Vec<Event<TokenLogprobs>>,
+    dead: Option<EngineDead>,
+}
+
+impl<R: Runner> EngineCore<R> {
+    /// A core around a scheduler and the runner that was made for the same limits.
+    pub fn new(scheduler: Scheduler<BlockManager, Arc<SeqParams>>, runner: R) -> Self {
+        EngineCore {
+            scheduler,
+            runner,
+            tickets: VecDeque::new(),
+            unscheduled: Vec::new(),
+            tracer: None,
+            scratch: Vec::new(),
+            dead: None,
+        }
+    }
+
+    /// Takes in a request; its `n` sequences share `params`.
+    pub fn add(&mut self, request: Request<Arc<SeqParams>>) -> Result<(), AddError> {
+        let id = request.id;
+        let params = match &request.params {
+            batch_scheduler::SeqParams::Shared(params) => Some(params.clone()),
+            batch_scheduler::SeqParams::PerSequence(list) => list.first().cloned(),
+        };
+        self.scheduler.add(request)?;
+        self.unscheduled.extend(params.map(|params| (id, params)));
+        Ok(())
+    }
+
+    /// Ends a request at any time. Its sequences report [`FinishReason::Aborted`].
+    pub fn abort(&mut self, id: RequestId, events: &mut Vec<CoreEvent>) -> bool {
+        self.unscheduled.retain(|(other, _)| *other != id);
+        let found = self.scheduler.abort(id, &mut self.scratch);
+        self.pass_on(events);
+        found
+    }
+
+    /// Ends one sequence for a reason that shows in its text only.
+    pub fn finish(
+        &mut self,
+        id: RequestId,
+        index: u32,
+        reason: FinishReason,
+        events: &mut Vec<CoreEvent>,
+    ) -> bool {
+        let found = self.scheduler.finish(id, index, reason, &mut self.scratch);
+        self.pass_on(events);
+        found
+    }
+
+    /// Whether there is anything left to do.
+    pub fn has_work(&self) -> bool {
+        self.dead.is_none() && self.scheduler.has_work()
+    }
+
+    /// Launches the next step if there is one, and collects the oldest in flight if the pipeline
+    /// is full or nothing could be launched. Without overlap both are the same step.
+    ///
+    /// After an error the core is dead: every later call returns the same error.
+    pub fn step(&mut self, events: &mut Vec<CoreEvent>) -> Result<(), EngineDead> {
+        if let Some(dead) = &self.dead {
+            return Err(dead.clone());
+        }
+        let result = self.try_step(events);
+        if let Err(dead) = &result {
+            tracing::error!("the engine stops: {dead}");
+            self.dead = Some(dead.clone());
+            // What is in flight will never be collected.
+            self.tickets.clear();
+        }
+        result
+    }
+
+    fn try_step(&mut self, events: &mut Vec<CoreEvent>) -> Result<(), EngineDead> {
+        let plan = self.scheduler.schedule();
+        let launched = plan.is_some();
+        if let Some(plan) = plan {
+            self.note_admissions(&plan, events);
+            if let Some(tracer) = &mut self.tracer {
+                tracer.planned(&plan, &self.scheduler.snapshot());
+            }
+            let ticket = self.runner.launch(plan).map_err(dead)?;
+            self.tickets.push_back(ticket);
+        }
+        let full = self.tickets.len() >= self.scheduler.config().max_steps_in_flight;
+        if !launched || full {
+            let Some(ticket) = self.tickets.pop_front() else {
+                return if self.scheduler.has_work() {
+                    // Nothing in flight can change this: better an error than a silent hang.
+                    Err(dead("the scheduler has work but plans no step"))
+                } else {
+                    Ok(())
+                };
+            };
+            let output = self.runner.collect(ticket).map_err(dead)?;
+            self.scheduler
+                .apply(output, &mut self.scratch)
+                .map_err(dead)?;
+            self.pass_on(events);
+        }
+        Ok(())
+    }
+
+    fn note_admissions(&mut self, plan: &StepPlan<Arc<SeqParams>>, events: &mut Vec<CoreEvent>) {
+        if plan.admitted.is_empty() || self.unscheduled.is_empty() {
+            return;
+        }
+        let at = Instant::now();
+        for seq in &plan.admitted {
+            // Parameters are shared by a request's sequences and by nobody else. Requests enter
+            // roughly in the order in which they came, so this looks at the first few only.
+            let known = self
+                .unscheduled
+                .iter()
+                .position(|(_, params)| Arc::ptr_eq(params, &seq.params));
+            if let Some(position) = known {
+                let (id, _) = self.unscheduled.remove(position);
+                events.push(CoreEvent::Scheduled {
+                    id,
+                    at,
+                    cached_tokens: seq.num_computed.min(seq.num_prompt),
+                });
+            }
+        }
+    }
+
+    fn pass_on(&mut self, events: &mut Vec<CoreEvent>) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.happened(&self.scratch);
+        }
+        events.extend(self.scratch.drain(..).map(CoreEvent::Sequence));
+    }
+
+    /// Turns the recording of step reports on. It copies block tables each step: for views only.
+    pub fn trace(&mut self) {
+        self.tracer.get_or_insert_with(Tracer::default);
+    }
+
+    /// What happened since the last report; `None` unless [`EngineCore::trace`] was called.
+    pub fn take_report(&mut self) -> Option<StepReport> {
+        let stats = self.stats();
+        self.tracer.as_mut().map(|tracer| tracer.take(stats))
+    }
+
+    /// Figures of now.
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
+    }
+
+    /// The block map and who holds what.
+    pub fn kv_snapshot(&self) -> KvSnapshot {
+        KvSnapshot {
+            blocks: self
+                .scheduler
+                .kv()
+                .block_map()
+                .map(|(_, state)| state)
+                .collect(),
+            sequences: self.scheduler.snapshot(),
+        }
+    }
+
+    /// The scheduler, to look at.
+    pub fn scheduler(&self) -> &Scheduler<BlockManager, Arc<SeqParams>> {
+        &self.scheduler
+    }
+}
+
+fn dead(error: impl std::fmt::Display) -> EngineDead {
+    EngineDead(error.to_string())
+}

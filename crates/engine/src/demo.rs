@@ -1,0 +1,87 @@
+//! The demo model, compiled into the program: a small chat model that needs no download.
+
+use std::path::PathBuf;
+
+use tp_model::Runner;
+
+use crate::builder::BuildError;
+use crate::config::EngineConfig;
+use crate::engine::Engine;
+
+/// The checkpoint's files, by name.
+pub const FILES: [(&str, &[u8]); 6] = [
+    (
+        "config.json",
+        include_bytes!("../../../models/demo/config.json"),
+    ),
+    (
+        "generation_config.json",
+        include_bytes!("../../../models/demo/generation_config.json"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../../../models/demo/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../../../models/demo/tokenizer_config.json"),
+    ),
+    (
+        "chat_template.jinja",
+        include_bytes!("../../../models/demo/chat_template.jinja"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../../../models/demo/model.safetensors"),
+    ),
+];
+
+/// An engine on the demo model; `config.model` is not looked at.
+///
+/// The weights go through a temporary folder, which is gone when this returns: on a disk of memory
+/// that takes a few milliseconds, and the loader's checks see a checkpoint like any other.
+pub fn engine(config: &EngineConfig) -> Result<Engine<Runner>, BuildError> {
+    let folder = Folder::create()?;
+    for (name, bytes) in FILES {
+        let path = folder.0.join(name);
+        std::fs::write(&path, bytes).map_err(|source| BuildError::Io {
+            what: format!("unpacking the demo model to {}", path.display()),
+            source,
+        })?;
+    }
+    Engine::from_directory(config, &folder.0, None)
+}
+
+/// A folder that is removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create() -> Result<Self, BuildError> {
+        let base = std::env::temp_dir();
+        // Creating fails if the name is taken, by another process or by somebody who guessed it.
+        for attempt in 0..1000 {
+            let path = base.join(format!("nano-vllm-demo-{}-{attempt}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Folder(path)),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(source) => {
+                    return Err(BuildError::Io {
+                        what: format!("creating {}", path.display()),
+                        source,
+                    });
+                }
+            }
+        }
+        Err(BuildError::Io {
+            what: format!("unpacking the demo model to {}", base.display()),
+            source: std::io::ErrorKind::AlreadyExists.into(),
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is the operating system's to clean up.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

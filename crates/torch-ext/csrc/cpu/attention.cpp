@@ -89,6 +89,16 @@ inline void load_values(const Pages<Kv>& pages, size_t from, size_t count, float
     }
 }
 
+// While one tile is multiplied, the rows [from, from + count) of the next one are fetched in about
+// `steps` steps, as if they were contiguous (they are if the block size is a multiple of 16), a pair
+// of cache lines at a time. Only a hint: nothing depends on what it fetches.
+template <class Kv>
+inline Prefetch next_tile(const Pages<Kv>& pages, size_t from, size_t end, size_t count,
+                          size_t steps) {
+    if (from >= end) return Prefetch{(const char*)pages.table, 0};
+    return Prefetch{(const char*)pages.row(from), count * pages.d * Kv::SIZE / (steps + 1)};
+}
+
 // cap * tanh(x / cap)
 inline vf soft_cap(vf x, float cap) {
     vf e = exp(x * splat(2.0f / cap));
@@ -156,10 +166,9 @@ void attend(const TeAttention& p, const TeAttentionTask& task, size_t head, cons
         size_t count = end - from < TILE ? end - from : TILE;
         load_keys(keys, from, count, s.keys);
         load_values(values, from, count, s.values);
-        const Prefetch nowhere{(const char*)s.keys, 0};
         for (size_t c = 0; c < count; c += PANEL)
             block_groups<F32>(rows, s.q, p.d, (const char*)(s.keys + c * kp), p.d, s.scores + c,
-                              TILE, true, nowhere);
+                              TILE, true, next_tile(keys, from + TILE + c, end, PANEL, p.d / 2));
         for (size_t r = 0; r < rows; ++r) {
             size_t position = task.position + r / group;
             float scale = softmax_tile(s.scores + r * TILE, from, first_key(position), position + 1,
@@ -169,7 +178,9 @@ void attend(const TeAttention& p, const TeAttentionTask& task, size_t head, cons
         }
         for (size_t c = 0; c < dp; c += PANEL)
             block_groups<F32>(rows, s.scores, TILE, (const char*)(s.values + c * TILE), count,
-                              s.out + c, dp, false, nowhere);
+                              s.out + c, dp, false,
+                              next_tile(values, from + TILE + c * TILE / dp, end,
+                                        TILE * PANEL / dp + 1, TILE / 2));
     }
 
     for (size_t r = 0; r < rows; ++r) {

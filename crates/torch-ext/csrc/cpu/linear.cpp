@@ -10,6 +10,9 @@ namespace {
 constexpr size_t BLOCK_K = 256;
 // Rows whose accumulators are kept beside it.
 constexpr size_t BLOCK_M = 96;
+// Up to here, widening narrow weights once per row group costs less than a copy.
+template <class T>
+constexpr size_t STREAM_M = 2 * ROWS<T>;
 // Distance of the prefetch in a streaming product.
 constexpr size_t AHEAD = 1024;
 
@@ -29,12 +32,23 @@ inline void finish(const TeLinear& p, size_t row, size_t m, size_t col, const fl
     }
 }
 
-// All rows fit one register block: the panel goes from memory to registers once.
+// Few rows: weights go from memory to registers without a widened copy in between.
 template <class T>
 void stream_panel(const TeLinear& p, const char* panel, size_t col) {
-    alignas(64) float c[MR * PANEL];
-    constexpr size_t step = 2 * PANEL * T::SIZE;
-    block_rows<T>(p.m, p.x, p.k, panel, p.k, c, PANEL, true, Prefetch{panel + AHEAD, step});
+    alignas(64) float c[STREAM_M<T> * PANEL];
+    if (p.m <= (size_t)ROWS<T>) {
+        constexpr size_t step = 2 * PANEL * T::SIZE;
+        block_rows<T>(p.m, p.x, p.k, panel, p.k, c, PANEL, true, Prefetch{panel + AHEAD, step});
+    } else {
+        size_t groups = (p.m + ROWS<T> - 1) / ROWS<T>;
+        for (size_t k0 = 0; k0 < p.k; k0 += BLOCK_K) {
+            size_t k = p.k - k0 < BLOCK_K ? p.k - k0 : BLOCK_K;
+            const char* lines = panel + k0 * PANEL * T::SIZE;
+            // The row groups share the work of fetching the block that follows.
+            Prefetch ahead{lines + k * PANEL * T::SIZE, 2 * PANEL * T::SIZE / groups};
+            block_groups<T>(p.m, p.x + k0, p.k, lines, k, c, PANEL, k0 == 0, ahead);
+        }
+    }
     finish(p, 0, p.m, col, c);
 }
 
@@ -48,7 +62,6 @@ void block_panel(const TeLinear& p, const char* panel, size_t col) {
         for (size_t k0 = 0; k0 < p.k; k0 += BLOCK_K) {
             size_t k = p.k - k0 < BLOCK_K ? p.k - k0 : BLOCK_K;
             const char* lines = panel + k0 * PANEL * T::SIZE;
-            // The row groups share the work of fetching the block that follows.
             Prefetch ahead{lines + k * PANEL * T::SIZE, 2 * PANEL * T::SIZE / groups};
             if (T::SIZE != 4) {
                 for (size_t i = 0; i < padded_k(k); i += 2) {
@@ -80,7 +93,7 @@ void linear(const TeLinear& p) {
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(p.threads)
     for (size_t i = 0; i < panels; ++i) {
         const char* panel = (const char*)p.panels + i * bytes;
-        if (p.m <= (size_t)MR)
+        if (p.m <= STREAM_M<T>)
             stream_panel<T>(p, panel, i * PANEL);
         else
             block_panel<T>(p, panel, i * PANEL);

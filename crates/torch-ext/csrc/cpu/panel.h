@@ -19,6 +19,10 @@ inline size_t panel_bytes(size_t k) {
     return padded_k(k) * PANEL * T::SIZE;
 }
 
+// Rows of a register block. Unpacking a pair takes a register more than loading a line.
+template <class T>
+constexpr int ROWS = T::PAIRED ? MR - 1 : MR;
+
 // Line k of a panel; ODD says which half of its pair it is (only bf16 panels tell them apart).
 template <class T, bool ODD>
 inline void load_line(const char* panel, size_t k, vf (&line)[NV]) {
@@ -91,8 +95,8 @@ inline void block(const float* a, size_t lda, const char* panel, size_t k, float
         TE_UNROLL for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, acc[r][v]);
 }
 
-// `block` for a number of rows known at run time, 1..=MR.
-template <class T, int R = MR>
+// `block` for a number of rows known at run time, 1..=ROWS<T>.
+template <class T, int R = ROWS<T>>
 inline void block_rows(size_t rows, const float* a, size_t lda, const char* panel, size_t k,
                        float* c, size_t ldc, bool fresh, Prefetch ahead) {
     if constexpr (R > 0) {
@@ -107,7 +111,7 @@ inline void block_rows(size_t rows, const float* a, size_t lda, const char* pane
 template <class T>
 inline void block_groups(size_t rows, const float* a, size_t lda, const char* panel, size_t k,
                          float* c, size_t ldc, bool fresh, Prefetch ahead) {
-    size_t groups = (rows + MR - 1) / MR;
+    size_t groups = (rows + ROWS<T> - 1) / ROWS<T>;
     size_t done = 0;
     for (size_t g = 0; g < groups; ++g) {
         size_t r = (rows - done + (groups - g) - 1) / (groups - g);

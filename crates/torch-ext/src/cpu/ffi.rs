@@ -189,6 +189,48 @@ impl InstructionSet {
 }
 
 /// The kernels for this CPU. Feature detection is cached by the standard library.
+#[cfg(not(test))]
 pub(super) fn kernels() -> &'static Kernels {
     InstructionSet::detect().kernels()
+}
+
+#[cfg(test)]
+pub(super) use under_test::kernels;
+
+/// Unit tests choose among the sets that the CPU has.
+#[cfg(test)]
+pub(super) mod under_test {
+    use std::cell::Cell;
+
+    use super::{InstructionSet, Kernels};
+
+    thread_local! {
+        static CHOSEN: Cell<Option<InstructionSet>> = const { Cell::new(None) };
+    }
+
+    pub(in super::super) fn kernels() -> &'static Kernels {
+        CHOSEN
+            .get()
+            .unwrap_or_else(InstructionSet::detect)
+            .kernels()
+    }
+
+    /// Runs `f` with the kernels of each set that this CPU has, narrowest first.
+    pub(in super::super) fn with_each_set<R>(f: impl Fn() -> R) -> Vec<(InstructionSet, R)> {
+        use InstructionSet::{Avx2, Avx512, Baseline};
+        let widest = InstructionSet::detect();
+        let sets = [Baseline, Avx2, Avx512].into_iter();
+        let count = 1 + sets
+            .clone()
+            .position(|s| s == widest)
+            .expect("one of the three");
+        sets.take(count)
+            .map(|set| {
+                CHOSEN.set(Some(set));
+                let result = f();
+                CHOSEN.set(None);
+                (set, result)
+            })
+            .collect()
+    }
 }

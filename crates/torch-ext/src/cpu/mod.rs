@@ -15,6 +15,8 @@ mod ffi;
 mod packed;
 pub mod roofline;
 mod rope;
+#[cfg(test)]
+mod set_tests;
 
 pub use activation::{add_rms_norm, rms_norm, silu_mul};
 pub use attention::{AttentionParams, paged_attention};

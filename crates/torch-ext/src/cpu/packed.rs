@@ -36,7 +36,7 @@ impl PackedWeight {
         // Room for alignment and for prefetches past the end: no overflow from here on.
         let bytes = n
             .div_ceil(PANEL)
-            .checked_mul(k.next_multiple_of(2))
+            .checked_mul(k.checked_next_multiple_of(2).unwrap_or(usize::MAX))
             .and_then(|b| b.checked_mul(PANEL * dtype.size()))
             .filter(|&b| n > 0 && k > 0 && b <= isize::MAX as usize - 2 * HUGE_PAGE)
             .ok_or_else(|| Error::Argument {
@@ -127,7 +127,8 @@ impl PackedWeight {
                 found,
             })
         };
-        if columns.len() != self.k || columns.end > source_cols {
+        let sane = source_cols <= isize::MAX as usize / source.size();
+        if columns.len() != self.k || columns.end > source_cols || !sane {
             let expected = format!("{} columns within 0..{source_cols}", self.k);
             return wrong("columns", expected, format!("{columns:?}"));
         }

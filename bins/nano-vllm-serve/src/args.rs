@@ -1,0 +1,120 @@
+//! The flags that every command shares, named as in vLLM.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use engine::MaxModelLen;
+
+use crate::sizes::{parse_count, parse_size};
+
+/// What to load and how to run it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// A folder in Hugging Face format, or a hub id such as Qwen/Qwen3-0.6B. Without it: the
+    /// built-in demo model.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Revision of a hub id.
+    #[arg(long, requires = "model")]
+    pub revision: Option<String>,
+    /// Name of the model in requests and answers; may be given several times.
+    #[arg(long, num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// auto, float32, bfloat16 or float16. auto takes the checkpoint's type. On the CPU weights and KV cache have this type, and
+    /// arithmetic is float32.
+    #[arg(long, default_value = "auto")]
+    pub dtype: String,
+    /// auto, safetensors or dummy. dummy: random weights, only config.json is read.
+    #[arg(long, default_value = "auto")]
+    pub load_format: String,
+    /// Where to run: auto, cpu or cuda.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Same as --device cpu.
+    #[arg(long, conflicts_with = "device")]
+    pub cpu: bool,
+    /// Threads for computing on the CPU; all cores unless set.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// Most tokens of a sequence, prompt and answer (accepts 1k, 1K) [default: the
+    /// model's own]. auto or -1: the most that the KV cache holds.
+    #[arg(long, value_parser = parse_model_len, allow_hyphen_values = true)]
+    pub max_model_len: Option<MaxModelLen>,
+    /// Most sequences running at once [default: 256; demo: 6].
+    #[arg(long, value_parser = parse_count)]
+    pub max_num_seqs: Option<usize>,
+    /// Most tokens computed in one step.
+    #[arg(long, value_parser = parse_count)]
+    pub max_num_batched_tokens: Option<usize>,
+    /// Tokens in a block of the KV cache.
+    #[arg(long, default_value_t = 16)]
+    pub block_size: usize,
+    /// Share the KV cache of equal prompt beginnings (the default).
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+    /// Compute every prompt in full.
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// Split long prompts over steps and mix them with decoding (the default).
+    #[arg(long, overrides_with = "no_enable_chunked_prefill")]
+    pub enable_chunked_prefill: bool,
+    /// Compute every prompt in one step.
+    #[arg(long)]
+    pub no_enable_chunked_prefill: bool,
+    /// Most prompt tokens of one sequence in a step; 0: no limit.
+    #[arg(long, default_value_t = 0)]
+    pub long_prefill_token_threshold: usize,
+    /// Memory for the KV cache in bytes (accepts 512M, 4G, …).
+    #[arg(long, value_parser = parse_size)]
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Number of blocks of the KV cache, whatever the memory.
+    #[arg(long)]
+    pub num_gpu_blocks_override: Option<usize>,
+    /// GPUs (or CPU ranks) to split the model over.
+    #[arg(long, alias = "tp", default_value_t = 1)]
+    pub tensor_parallel_size: usize,
+    /// Who goes first: fcfs, or priority (lower values first).
+    #[arg(long, default_value = "fcfs")]
+    pub scheduling_policy: String,
+    /// auto (the fastest for the device), reference, torch or cpu.
+    #[arg(long, default_value = "auto")]
+    pub attention_backend: String,
+    /// Schedule a step only once the step before has finished.
+    #[arg(long)]
+    pub no_overlap: bool,
+    /// Most log-probabilities a token that a request may ask for; -1: no limit.
+    #[arg(long, default_value_t = 20, allow_hyphen_values = true)]
+    pub max_logprobs: i32,
+    /// A chat template file to use instead of the checkpoint's.
+    #[arg(long)]
+    pub chat_template: Option<PathBuf>,
+    /// Token-id prompts only: no tokenizer is loaded.
+    #[arg(long)]
+    pub skip_tokenizer_init: bool,
+    /// Seed of requests that bring none, and of random weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `--max-model-len`: `auto` and `-1` mean the longest that the KV cache holds.
+fn parse_model_len(text: &str) -> Result<MaxModelLen, String> {
+    match text {
+        "auto" | "-1" => Ok(MaxModelLen::Auto),
+        _ => parse_count(text).map(MaxModelLen::Tokens),
+    }
+}
+
+impl EngineArgs {
+    /// What the demo changes unless told otherwise: few places and few blocks, so that sequences
+    /// wait, take each other's places, and the block map fits a screen.
+    pub fn for_demo(mut self) -> Self {
+        self.max_num_seqs = self.max_num_seqs.or(Some(6));
+        self.max_num_batched_tokens = self.max_num_batched_tokens.or(Some(96));
+        if self.kv_cache_memory_bytes.is_none() {
+            self.num_gpu_blocks_override = self.num_gpu_blocks_override.or(Some(192));
+        }
+        self
+    }
+}

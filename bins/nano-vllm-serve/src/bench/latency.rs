@@ -1,0 +1,155 @@
+//! `bench latency`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use engine::{Engine, Runner};
+use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+use super::{peak_rss_mib, random_request, write_json};
+use crate::args::EngineArgs;
+use crate::sizes::parse_count;
+
+/// Arguments of `bench latency`.
+#[derive(Args, Debug)]
+pub struct LatencyArgs {
+    /// Tokens of each prompt.
+    #[arg(long, default_value = "32", value_parser = parse_count)]
+    input_len: usize,
+    /// Tokens of each answer.
+    #[arg(long, default_value = "128", value_parser = parse_count)]
+    output_len: usize,
+    /// Requests at once.
+    #[arg(long, default_value = "8", value_parser = parse_count)]
+    batch_size: usize,
+    /// Runs before the clock counts.
+    #[arg(long, default_value_t = 10)]
+    num_iters_warmup: usize,
+    /// Runs that count.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    num_iters: u32,
+    /// Sampling temperature.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Where to write the figures as JSON.
+    #[arg(long)]
+    output_json: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// One run, in seconds.
+struct Iteration {
+    /// From start to end.
+    total: f64,
+    /// From start until every request has its first token.
+    prefill: f64,
+}
+
+pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let (mut engine, _) = args.engine.load()?;
+    let load_time = start.elapsed().as_secs_f64();
+    let mut rng = StdRng::seed_from_u64(args.engine.seed);
+    for _ in 0..args.num_iters_warmup {
+        iteration(&mut engine, args, &mut rng)?;
+    }
+    let mut runs = Vec::new();
+    for _ in 0..args.num_iters {
+        runs.push(iteration(&mut engine, args, &mut rng)?);
+    }
+
+    let mut latencies: Vec<f64> = runs.iter().map(|r| r.total).collect();
+    let average = latencies.iter().sum::<f64>() / latencies.len() as f64;
+    latencies.sort_by(f64::total_cmp);
+    let percentile =
+        |p: f64| latencies[((latencies.len() - 1) as f64 * p / 100.0).round() as usize];
+    let percentiles = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0].map(|p| (p, percentile(p)));
+
+    let batch = args.batch_size as f64;
+    let prefill = median(runs.iter().map(|r| r.prefill));
+    let steps = (args.output_len - 1) as f64;
+    let decode =
+        (args.output_len > 1).then(|| median(runs.iter().map(|r| (r.total - r.prefill) / steps)));
+    println!("Avg latency: {average:.6} seconds");
+    for (p, value) in percentiles {
+        println!("{p}% percentile latency: {value:.6} seconds");
+    }
+    println!(
+        "Prefill: {:.1} tokens/s",
+        batch * args.input_len as f64 / prefill
+    );
+    if let Some(itl) = decode {
+        println!(
+            "Inter-token latency: {:.3} ms ({:.1} tokens/s)",
+            itl * 1e3,
+            batch / itl
+        );
+    }
+    let by_name: serde_json::Map<_, _> = percentiles
+        .iter()
+        .map(|(p, v)| (format!("{p}"), json!(v)))
+        .collect();
+    write_json(
+        args.output_json.as_deref(),
+        &json!({
+            "avg_latency": average,
+            "latencies": runs.iter().map(|r| r.total).collect::<Vec<_>>(),
+            "percentiles": by_name,
+            "prefill_tokens_per_s": batch * args.input_len as f64 / prefill,
+            "inter_token_latency_s": decode,
+            "decode_tokens_per_s": decode.map(|itl| batch / itl),
+            "load_time_s": load_time,
+            "peak_rss_mib": peak_rss_mib(),
+        }),
+    )
+}
+
+/// Runs a batch of fresh random prompts, so that no run finds another's in the prefix cache.
+fn iteration<R: Runner>(
+    engine: &mut Engine<R>,
+    args: &LatencyArgs,
+    rng: &mut StdRng,
+) -> anyhow::Result<Iteration> {
+    let vocab_size = engine.frontend().limits().vocab_size;
+    let requests: Vec<_> = (0..args.batch_size)
+        .map(|_| {
+            random_request(
+                rng,
+                vocab_size,
+                args.input_len,
+                args.output_len,
+                args.temperature,
+            )
+        })
+        .collect();
+    let start = Instant::now();
+    let mut waiting = std::collections::HashSet::new();
+    for request in requests {
+        waiting.insert(engine.add_request(request)?);
+    }
+    let mut prefill = 0.0;
+    while engine.has_work() {
+        let step = engine.step();
+        for (id, delta) in &step.deltas {
+            if !delta.token_ids.is_empty() && waiting.remove(id) && waiting.is_empty() {
+                prefill = start.elapsed().as_secs_f64();
+            }
+        }
+        for (_, result) in step.finished {
+            result?;
+        }
+    }
+    Ok(Iteration {
+        total: start.elapsed().as_secs_f64(),
+        prefill,
+    })
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}

@@ -1,0 +1,243 @@
+//! From a request body to requests for the engine.
+
+use engine::chat_template::ChatInput;
+use engine::{Frontend, GenerateRequest, Prompt};
+use sampler::SamplingParams;
+use serde_json::{Map, Value, json};
+
+use super::sampling::take_sampling;
+use super::{ApiError, Fields};
+
+/// Most prompts of one completion request (vLLM's `VLLM_MAX_COMPLETION_PROMPTS`).
+const MAX_PROMPTS: usize = 1024;
+
+/// The two generating endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/chat/completions`
+    Chat,
+}
+
+impl Endpoint {
+    /// The endpoint with this path.
+    pub fn from_path(path: &str) -> Result<Self, ApiError> {
+        match path {
+            "/v1/completions" => Ok(Self::Completions),
+            "/v1/chat/completions" => Ok(Self::Chat),
+            other => Err(ApiError::not_found(
+                Some("url"),
+                format!(
+                    "url '{other}' is not supported; use /v1/completions or /v1/chat/completions"
+                ),
+            )),
+        }
+    }
+}
+
+/// The names under which the model is served; the first one stands in answers.
+#[derive(Clone, Debug)]
+pub struct ModelNames(pub Vec<String>);
+
+impl ModelNames {
+    fn resolve(&self, asked: Option<String>) -> Result<String, ApiError> {
+        match asked {
+            None => Ok(self.0[0].clone()),
+            Some(name) if name.is_empty() => Ok(self.0[0].clone()),
+            Some(name) if self.0.contains(&name) => Ok(name),
+            Some(name) => Err(ApiError::not_found(
+                Some("model"),
+                format!("The model `{name}` does not exist."),
+            )),
+        }
+    }
+}
+
+/// A parsed request: what to generate and how to write the answer.
+#[derive(Debug)]
+pub struct Call {
+    /// Where it was sent.
+    pub endpoint: Endpoint,
+    /// The model's name, for the answer.
+    pub model: String,
+    /// The request's own id, if it brought one.
+    pub request_id: Option<String>,
+    /// The prompts; each gets `params.n` choices.
+    pub prompts: Vec<Prompt>,
+    /// How to sample.
+    pub params: SamplingParams,
+    /// Completions: put the prompt before the text.
+    pub echo: bool,
+    /// `max_tokens` was 0 with `echo`: score the prompt, generate nothing.
+    pub score_only: bool,
+    /// Put token ids into the answer.
+    pub return_token_ids: bool,
+    /// Write tokens in log-probabilities as `token_id:N`.
+    pub tokens_as_ids: bool,
+    priority: i32,
+    cache_salt: Option<String>,
+    add_special_tokens: Option<bool>,
+}
+
+impl Call {
+    /// Reads a body. What it leaves out comes from the model's defaults.
+    pub fn parse(
+        endpoint: Endpoint,
+        body: Value,
+        frontend: &Frontend,
+        names: &ModelNames,
+    ) -> Result<Self, ApiError> {
+        let mut f = Fields::new(body)?;
+        let model = names.resolve(f.take_as("model", "a string")?)?;
+        f.refuse_unless("stream", &[json!(false)], " here")?;
+        f.refuse_unless("stream_options", &[], " without stream")?;
+        let mut defaults = frontend.default_sampling_params();
+        if endpoint == Endpoint::Chat && defaults.max_tokens == SamplingParams::default().max_tokens
+        {
+            defaults.max_tokens = None; // a chat fills the context unless told otherwise
+        }
+        let params = take_sampling(&mut f, &defaults)?;
+        let mut call = Self {
+            endpoint,
+            model,
+            request_id: f.take_as("request_id", "a string")?,
+            prompts: Vec::new(),
+            params,
+            echo: f.take_bool("echo", false)?,
+            score_only: false,
+            return_token_ids: f.take_bool("return_token_ids", false)?,
+            tokens_as_ids: f.take_bool("return_tokens_as_token_ids", false)?,
+            priority: f.take_as("priority", "an integer")?.unwrap_or(0),
+            cache_salt: f.take_as("cache_salt", "a string")?,
+            add_special_tokens: f.take_as("add_special_tokens", "true or false")?,
+        };
+        match endpoint {
+            Endpoint::Completions => call.take_completion(&mut f)?,
+            Endpoint::Chat => call.take_chat(&mut f)?,
+        }
+        f.finish()?;
+        Ok(call)
+    }
+
+    fn take_completion(&mut self, f: &mut Fields) -> Result<(), ApiError> {
+        self.prompts = take_prompts(f)?;
+        self.params.logprobs = f.take_as("logprobs", "an integer of at least -1")?;
+        f.refuse_unless("suffix", &[json!("")], "")?;
+        if let Some(max) = f.take_as("max_tokens", "an integer of at least 0")? {
+            self.params.max_tokens = Some(max);
+        }
+        if self.params.max_tokens == Some(0) && self.echo {
+            self.score_only = true;
+            self.params.max_tokens = Some(1);
+        }
+        if self.echo && self.params.logprobs.is_some() {
+            // The prompt's log-probabilities stand before those of the output.
+            self.params.prompt_logprobs = self.params.prompt_logprobs.or(self.params.logprobs);
+        }
+        Ok(())
+    }
+
+    fn take_chat(&mut self, f: &mut Fields) -> Result<(), ApiError> {
+        if self.echo {
+            return Err(ApiError::bad_value(
+                "echo",
+                "echo = true is not supported for chats",
+            ));
+        }
+        let max: Option<u32> = f.take_as("max_completion_tokens", "a positive integer")?;
+        let deprecated: Option<u32> = f.take_as("max_tokens", "a positive integer")?;
+        self.params.max_tokens = max.or(deprecated).or(self.params.max_tokens);
+        let logprobs = f.take_bool("logprobs", false)?;
+        let top: Option<i32> = f.take_as("top_logprobs", "an integer of at least 0")?;
+        self.params.logprobs = match (logprobs, top) {
+            (true, top) => Some(top.unwrap_or(0)),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => {
+                return Err(ApiError::bad_value(
+                    "top_logprobs",
+                    "top_logprobs needs logprobs = true",
+                ));
+            }
+        };
+        f.refuse_unless("tools", &[], "; tool calls are not parsed yet")?;
+        f.refuse_unless("tool_choice", &[json!("none")], "")?;
+        f.take_bool("parallel_tool_calls", true)?; // without tools it asks for nothing
+        f.refuse_unless("include_reasoning", &[json!(true)], "")?;
+        for name in [
+            "reasoning_effort",
+            "chat_template",
+            "return_prompt_text",
+            "mm_processor_kwargs",
+            "media_io_kwargs",
+        ] {
+            f.refuse_unless(name, &[], "")?;
+        }
+        let messages: Vec<Value> = f
+            .take_as("messages", "a list of messages")?
+            .ok_or_else(|| ApiError::bad_value("messages", "messages is missing"))?;
+        self.prompts = vec![Prompt::Chat(ChatInput {
+            messages,
+            tools: None,
+            documents: f.take_as("documents", "a list of objects")?,
+            template_kwargs: f
+                .take_as::<Map<String, Value>>("chat_template_kwargs", "an object")?
+                .unwrap_or_default(),
+            add_generation_prompt: f.take_as("add_generation_prompt", "true or false")?,
+            continue_final_message: f.take_bool("continue_final_message", false)?,
+        })];
+        Ok(())
+    }
+
+    /// One request for the engine per prompt.
+    pub fn requests(&self, id: &str) -> Vec<GenerateRequest> {
+        self.prompts
+            .iter()
+            .map(|prompt| {
+                let mut r = GenerateRequest::new(id, prompt.clone(), self.params.clone());
+                r.priority = self.priority;
+                r.cache_salt = self.cache_salt.clone();
+                r.add_special_tokens = self.add_special_tokens;
+                r
+            })
+            .collect()
+    }
+}
+
+fn take_prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+    let error = |what: &str| ApiError::bad_value("prompt", format!("prompt {what}"));
+    let value = f.take("prompt").ok_or_else(|| error("is missing"))?;
+    let prompts = match value {
+        Value::String(text) => vec![Prompt::Text(text)],
+        Value::Array(items) if items.is_empty() => return Err(error("is empty")),
+        Value::Array(items) if items[0].is_number() => vec![token_ids(Value::Array(items))?],
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                ids @ Value::Array(_) => token_ids(ids),
+                _ => Err(error(
+                    "must be a string, a list of token ids, or a list of these",
+                )),
+            })
+            .collect::<Result<_, _>>()?,
+        _ => {
+            return Err(error(
+                "must be a string, a list of token ids, or a list of these",
+            ));
+        }
+    };
+    if prompts.len() > MAX_PROMPTS {
+        return Err(error(&format!(
+            "may hold at most {MAX_PROMPTS} prompts, got {}",
+            prompts.len()
+        )));
+    }
+    Ok(prompts)
+}
+
+fn token_ids(value: Value) -> Result<Prompt, ApiError> {
+    serde_json::from_value(value)
+        .map(Prompt::TokenIds)
+        .map_err(|_| ApiError::bad_value("prompt", "prompt holds a list that is not of token ids"))
+}

@@ -1,0 +1,126 @@
+//! Reads a request body field by field: a wrong type is named, and so is a field nobody took.
+
+use serde_json::{Map, Value};
+
+use super::ApiError;
+
+/// The fields of a JSON object that were not taken yet. A field that is `null` counts as absent,
+/// as in the OpenAI API.
+#[derive(Debug)]
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Takes `body` apart.
+    pub fn new(body: Value) -> Result<Self, ApiError> {
+        match body {
+            Value::Object(map) => Ok(Self(map)),
+            other => Err(ApiError::malformed(format!(
+                "the body must be a JSON object, found {}",
+                kind(&other)
+            ))),
+        }
+    }
+
+    /// Takes a field as it is.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|v| !v.is_null())
+    }
+
+    /// Takes a field that must have type `T`; `expected` says so in words.
+    pub fn take_as<T: serde::de::DeserializeOwned>(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        let found = shorten(&value);
+        serde_json::from_value(value).map(Some).map_err(|_| {
+            ApiError::bad_value(name, format!("{name} must be {expected}, found {found}"))
+        })
+    }
+
+    /// Takes a boolean, `default` if absent.
+    pub fn take_bool(&mut self, name: &str, default: bool) -> Result<bool, ApiError> {
+        Ok(self.take_as(name, "true or false")?.unwrap_or(default))
+    }
+
+    /// Refuses a field that is known but not supported, unless it has a value that asks for
+    /// nothing.
+    pub fn refuse_unless(
+        &mut self,
+        name: &str,
+        neutral: &[Value],
+        instead: &str,
+    ) -> Result<(), ApiError> {
+        match self.take(name) {
+            None => Ok(()),
+            Some(v) if neutral.contains(&v) => Ok(()),
+            Some(v) => Err(ApiError::bad_value(
+                name,
+                format!("{name} = {} is not supported{instead}", shorten(&v)),
+            )),
+        }
+    }
+
+    /// Refuses whatever is left.
+    pub fn finish(self) -> Result<(), ApiError> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(ApiError::bad_value(
+                &name.clone(),
+                format!("unknown field '{}'", shorten_text(name)),
+            )),
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// At most 80 characters of a value: an error must not echo a whole body.
+fn shorten(value: &Value) -> String {
+    shorten_text(&value.to_string())
+}
+
+fn shorten_text(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        None => text.to_owned(),
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_what_is_wrong() {
+        let mut f = Fields::new(json!({"a": "x", "b": 1, "c": null, "zz": 1})).unwrap();
+        let e = f.take_as::<f32>("a", "a number").unwrap_err();
+        assert_eq!(e.message, "a must be a number, found \"x\"");
+        assert_eq!(e.param.as_deref(), Some("a"));
+        assert_eq!(f.take_as::<f32>("b", "a number").unwrap(), Some(1.0));
+        assert_eq!(f.take_as::<f32>("c", "a number").unwrap(), None);
+        assert_eq!(f.finish().unwrap_err().message, "unknown field 'zz'");
+        assert!(Fields::new(json!([])).is_err());
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        let mut f = Fields::new(json!({"a": "x".repeat(10_000)})).unwrap();
+        let e = f.take_as::<f32>("a", "a number").unwrap_err();
+        assert!(e.message.len() < 150, "{}", e.message.len());
+    }
+}

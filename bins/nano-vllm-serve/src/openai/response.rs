@@ -1,0 +1,159 @@
+//! From the engine's outputs to a response body.
+
+use engine::{CompletionOutput, Frontend, RequestOutput, StopReason};
+use serde_json::{Value, json};
+
+use super::call::{Call, Endpoint};
+use super::logprobs::{self, TokenNames};
+
+/// The body that answers `call`; `outputs` stand in the order of its prompts. `created` is in
+/// seconds since 1970.
+pub fn response(
+    call: &Call,
+    id: &str,
+    created: u64,
+    outputs: &[RequestOutput],
+    frontend: &Frontend,
+) -> Value {
+    let names = TokenNames {
+        tokenizer: frontend.tokenizer().map(|t| &**t),
+        as_ids: call.tokens_as_ids,
+    };
+    let mut choices = Vec::new();
+    for (at, output) in outputs.iter().enumerate() {
+        for sequence in &output.outputs {
+            let index = at * call.params.n as usize + sequence.index as usize;
+            let mut choice = match call.endpoint {
+                Endpoint::Completions => completion_choice(call, output, sequence, &names),
+                Endpoint::Chat => chat_choice(call, sequence, &names),
+            };
+            choice["index"] = json!(index);
+            choices.push(choice);
+        }
+    }
+    let prompt_tokens: usize = outputs.iter().map(|o| o.prompt_token_ids.len()).sum();
+    let completion_tokens: usize = match call.score_only {
+        true => 0,
+        false => outputs
+            .iter()
+            .flat_map(|o| &o.outputs)
+            .map(|s| s.token_ids.len())
+            .sum(),
+    };
+    let cached_tokens: u32 = outputs.iter().map(|o| o.metrics.num_cached_tokens).sum();
+    let (prefix, object) = match call.endpoint {
+        Endpoint::Completions => ("cmpl", "text_completion"),
+        Endpoint::Chat => ("chatcmpl", "chat.completion"),
+    };
+    let mut body = json!({
+        "id": format!("{prefix}-{id}"),
+        "object": object,
+        "created": created,
+        "model": call.model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        },
+    });
+    if call.endpoint == Endpoint::Chat {
+        if call.params.prompt_logprobs.is_some() {
+            body["prompt_logprobs"] = prompt_logprobs(&outputs[0], &names);
+        }
+        if call.return_token_ids {
+            body["prompt_token_ids"] = json!(outputs[0].prompt_token_ids);
+        }
+    }
+    body
+}
+
+fn completion_choice(
+    call: &Call,
+    output: &RequestOutput,
+    sequence: &CompletionOutput,
+    names: &TokenNames<'_>,
+) -> Value {
+    let generated = match call.score_only {
+        true => "",
+        false => &sequence.text,
+    };
+    let mut text = String::new();
+    if call.echo {
+        text.push_str(&echoed(call, output, names));
+    }
+    text.push_str(generated);
+    let mut choice = json!({"text": text, "logprobs": null});
+    if let Some(entries) = &sequence.logprobs {
+        let mut all: Vec<_> = Vec::new();
+        if call.echo {
+            let prompt = output.prompt_logprobs.iter().flatten().map(Option::as_ref);
+            all.extend(output.prompt_token_ids.iter().copied().zip(prompt));
+        }
+        if !call.score_only {
+            all.extend(entries.iter().map(|e| (e.token, Some(e))));
+        }
+        choice["logprobs"] = logprobs::completion(&all, names);
+    }
+    if call.params.prompt_logprobs.is_some() {
+        choice["prompt_logprobs"] = prompt_logprobs(output, names);
+    }
+    if call.return_token_ids {
+        choice["prompt_token_ids"] = json!(output.prompt_token_ids);
+    }
+    finish(call, sequence, choice)
+}
+
+/// The prompt's text: as it was sent, or decoded if it was sent as token ids.
+fn echoed(call: &Call, output: &RequestOutput, names: &TokenNames<'_>) -> String {
+    if let [engine::Prompt::Text(text)] = call.prompts.as_slice() {
+        return text.clone();
+    }
+    names
+        .tokenizer
+        .and_then(|t| t.decode(&output.prompt_token_ids, false).ok())
+        .unwrap_or_default()
+}
+
+fn chat_choice(call: &Call, sequence: &CompletionOutput, names: &TokenNames<'_>) -> Value {
+    let mut choice = json!({
+        "message": {"role": "assistant", "content": sequence.text},
+        "logprobs": null,
+    });
+    if let Some(entries) = &sequence.logprobs {
+        choice["logprobs"] = logprobs::chat(entries, names);
+    }
+    finish(call, sequence, choice)
+}
+
+/// What both kinds of choice end with.
+fn finish(call: &Call, sequence: &CompletionOutput, mut choice: Value) -> Value {
+    if call.return_token_ids {
+        choice["token_ids"] = match call.score_only {
+            true => json!([]),
+            false => json!(sequence.token_ids),
+        };
+    }
+    choice["finish_reason"] = match call.score_only {
+        true => json!("length"),
+        false => json!(sequence.finish_reason().map(|r| r.as_str())),
+    };
+    let stop = sequence
+        .finish
+        .as_ref()
+        .and_then(|f| f.stop_reason.as_ref());
+    choice["stop_reason"] = match stop {
+        None => Value::Null,
+        Some(StopReason::Text(text)) => json!(text),
+        Some(StopReason::Token(id)) => json!(id),
+    };
+    choice
+}
+
+fn prompt_logprobs(output: &RequestOutput, names: &TokenNames<'_>) -> Value {
+    match &output.prompt_logprobs {
+        Some(entries) => logprobs::prompt(entries, names),
+        None => Value::Null,
+    }
+}

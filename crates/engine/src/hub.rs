@@ -154,9 +154,9 @@ pub fn resolve(
         options,
     };
     if options.offline {
-        return hub.from_cache("HF_HUB_OFFLINE is set".to_string());
+        return hub.use_cache("HF_HUB_OFFLINE is set".to_string());
     }
-    hub.from_network()
+    hub.use_network()
 }
 
 struct Hub<'a> {
@@ -197,7 +197,7 @@ impl Hub<'_> {
         }
     }
 
-    fn from_cache(&self, reason: String) -> Result<PathBuf, HubError> {
+    fn use_cache(&self, reason: String) -> Result<PathBuf, HubError> {
         let Some(snapshot) = self.snapshot() else {
             return Err(self.not_cached("config.json", reason));
         };
@@ -218,7 +218,7 @@ impl Hub<'_> {
         Ok(snapshot)
     }
 
-    fn from_network(&self) -> Result<PathBuf, HubError> {
+    fn use_network(&self) -> Result<PathBuf, HubError> {
         let options = self.options;
         let api = ApiBuilder::from_cache(Cache::new(options.cache_dir.clone()))
             .with_endpoint(options.endpoint.clone())
@@ -281,7 +281,7 @@ impl Hub<'_> {
             });
         }
         let reason = format!("{} cannot be reached ({message})", self.options.endpoint);
-        let snapshot = self.from_cache(reason)?;
+        let snapshot = self.use_cache(reason)?;
         tracing::warn!(
             "{} cannot be reached; using the cached copy of {}",
             self.options.endpoint,

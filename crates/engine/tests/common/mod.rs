@@ -42,7 +42,7 @@ pub fn byte_chars() -> Vec<char> {
 }
 
 /// Byte `b` has id `b`; `<eos>` is special.
-pub fn byte_tokenizer() -> Tokenizer {
+pub fn byte_tokenizer_model() -> tokenizers::Tokenizer {
     let vocab: serde_json::Map<String, serde_json::Value> = byte_chars()
         .into_iter()
         .enumerate()
@@ -58,9 +58,12 @@ pub fn byte_tokenizer() -> Tokenizer {
         "normalizer": null, "pre_tokenizer": level, "post_processor": null, "decoder": level,
         "model": {"type": "BPE", "vocab": vocab, "merges": []}
     });
-    let inner = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+    tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap()
+}
+
+pub fn byte_tokenizer() -> Tokenizer {
     let named = BTreeMap::from([("eos_token".to_string(), "<eos>".to_string())]);
-    Tokenizer::new(inner, named).unwrap()
+    Tokenizer::new(byte_tokenizer_model(), named).unwrap()
 }
 
 /// How the fake model continues.

@@ -151,12 +151,19 @@ fn assemble(
 ) -> Result<Engine<Runner>, BuildError> {
     let on_cpu = model.device() == Device::Cpu;
     let block_bytes = model.kv_bytes_per_block(config.block_size) as u64;
-    let size = size_cache(
-        config,
-        model.config().max_context(),
-        block_bytes,
-        free_host_memory(),
-    )?;
+    let free = if on_cpu {
+        free_host_memory()
+    } else if config.kv_cache_memory_bytes.is_some() || config.num_gpu_blocks_override.is_some() {
+        // What does not fit is refused by the GPU's allocator.
+        u64::MAX
+    } else {
+        return Err(ConfigError::new(
+            "kv_cache_memory_bytes",
+            "must be set on a GPU: the memory that is free there is not measured",
+        )
+        .into());
+    };
+    let size = size_cache(config, model.config().max_context(), block_bytes, free)?;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
         let usual = if on_cpu { 2048 } else { 8192 };
         let whole_prompt = match config.enable_chunked_prefill {

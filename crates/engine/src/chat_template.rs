@@ -1,7 +1,7 @@
 //! Chat templates: a list of messages to the prompt that the model was trained on.
 //!
 //! Templates are written for `transformers`, that is, for Python's Jinja2 with a few additions.
-//! [`crate::jinja`] has the environment; here is what goes in and how templates are chosen.
+//! The module `jinja` has the environment; here is what goes in and how templates are chosen.
 
 use minijinja::Environment;
 use serde::{Deserialize, Serialize};

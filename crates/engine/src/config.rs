@@ -31,8 +31,8 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Whether long prompts are computed over several steps, mixed with decoding.
     pub enable_chunked_prefill: bool,
-    /// Memory for the KV cache. Unset: on a CPU at most 4 GiB and half of what is free, on a GPU
-    /// what `gpu_memory_utilization` leaves; never more than all sequences at full length need.
+    /// Memory for the KV cache. Unset: at most 4 GiB and half of what is free, and never more than
+    /// all sequences at full length need. On a GPU it must be set.
     pub kv_cache_memory_bytes: Option<u64>,
     /// Number of blocks of the KV cache, whatever the memory.
     pub num_gpu_blocks_override: Option<usize>,

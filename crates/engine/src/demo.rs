@@ -36,11 +36,19 @@ pub const FILES: [(&str, &[u8]); 6] = [
     ),
 ];
 
+/// KV cache unless the configuration says otherwise: 16 sequences at full length in float32, and
+/// quick to set up.
+const CACHE_BYTES: u64 = 256 << 20;
+
 /// An engine on the demo model; `config.model` is not looked at.
 ///
 /// The weights go through a temporary folder, which is gone when this returns: on a disk of memory
 /// that takes a few milliseconds, and the loader's checks see a checkpoint like any other.
 pub fn engine(config: &EngineConfig) -> Result<Engine<Runner>, BuildError> {
+    let mut config = config.clone();
+    if config.num_gpu_blocks_override.is_none() {
+        config.kv_cache_memory_bytes.get_or_insert(CACHE_BYTES);
+    }
     let folder = Folder::create()?;
     for (name, bytes) in FILES {
         let path = folder.0.join(name);
@@ -49,7 +57,7 @@ pub fn engine(config: &EngineConfig) -> Result<Engine<Runner>, BuildError> {
             source,
         })?;
     }
-    Engine::from_directory(config, &folder.0, None)
+    Engine::from_directory(&config, &folder.0, None)
 }
 
 /// A folder that is removed when dropped.

@@ -15,7 +15,7 @@ use crate::request::GenerateRequest;
 use crate::state::RequestState;
 
 /// An engine that runs on the caller's thread.
-pub struct Engine<R: Runner> {
+pub struct Engine<R: Runner = tp_model::Runner> {
     core: EngineCore<R>,
     frontend: Arc<Frontend>,
     requests: HashMap<RequestId, RequestState>,

@@ -1,0 +1,6 @@
+//! The runner, with plans made by hand.
+
+mod errors;
+mod invariance;
+mod logprobs;
+mod plans;

@@ -5,6 +5,8 @@ mod dummy;
 mod header;
 mod loader;
 mod matrix;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use dummy::Dummy;

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::cpu::{
-    AttentionParams, Dtype, PackedWeight, num_threads, paged_attention, rms_norm, roofline,
-    set_num_threads, silu_mul,
+    AttentionParams, Dtype, PackedWeight, new_cache, num_threads, paged_attention, rms_norm,
+    roofline, set_num_threads, silu_mul,
 };
 
 const SHAPES: [(&str, usize, usize); 5] = [
@@ -108,7 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// (queries, context) of each of `seqs` equal sequences.
 fn attention() {
     println!("\nattention, 16/8 heads of 128, block 16   median       best");
-    let (hq, hkv, d, block) = (16, 8, 128, 16);
+    let (hq, hkv, d, block) = (16, 8usize, 128, 16);
     for kind in [Kind::Float, Kind::BFloat16] {
         for (seqs, queries, context) in [
             (1, 512, 512),
@@ -119,8 +119,14 @@ fn attention() {
             (64, 1, 1024),
         ] {
             let per_seq = context / block;
-            let shape = [seqs * per_seq, hkv, block, d];
-            let [k, v] = [0, 1].map(|_| random(&shape).to_kind(kind));
+            let dtype = Dtype::from_kind(kind).expect("a cache type");
+            let blocks = (seqs * per_seq) as usize;
+            let [k, v] = [0, 1].map(|_| {
+                let mut cache =
+                    new_cache(blocks, hkv, block as usize, d as usize, dtype).expect("memory");
+                let _ = cache.normal_(0.0, 1.0);
+                cache
+            });
             let q = random(&[seqs * queries, hq, d]);
             let tables =
                 Tensor::arange(seqs * per_seq, (Kind::Int, Device::Cpu)).view([seqs, per_seq]);

@@ -7,7 +7,8 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
 use torch_ext::cpu::{
-    RopeParams, add_rms_norm, copy_blocks, rms_norm, rope_and_cache, set_num_threads, silu_mul,
+    RopeParams, add_rms_norm, copy_blocks, new_cache, rms_norm, rope_and_cache, set_num_threads,
+    silu_mul,
 };
 
 fn exact_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
@@ -157,5 +158,18 @@ fn blocks_are_copied_in_order() {
         for (block, from) in [(0, 0), (1, 0), (2, 2), (3, 3), (4, 1), (5, 5), (6, 1)] {
             assert_same_bits(&cache.get(block), &before.get(from), "block");
         }
+    }
+}
+
+#[test]
+fn a_new_cache_is_zero() {
+    for dtype in DTYPES {
+        // Larger than a huge page, and not a multiple of one.
+        let cache = new_cache(301, 3, 7, 200, dtype).unwrap();
+        assert_eq!(
+            (cache.size(), cache.kind()),
+            (vec![301, 3, 7, 200], dtype.kind())
+        );
+        assert_eq!(cache.count_nonzero(None).int64_value(&[]), 0);
     }
 }

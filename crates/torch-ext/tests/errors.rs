@@ -108,6 +108,17 @@ fn rows() {
     let refused = add_rms_norm(&mut residual, &ones(&[2, 3]), &ones(&[3]), 1e-6);
     assert_refused(refused, &["add_rms_norm", "`residual`"]);
     assert_refused(silu_mul(&ones(&[2, 3])), &["`gate_up`", "even"]);
+    for shape in [[usize::MAX, 2, 1, 1], [1 << 40, 1 << 10, 1 << 10, 1 << 10]] {
+        let [blocks, heads, block_size, d] = shape;
+        assert_refused(
+            new_cache(blocks, heads, block_size, d, Dtype::F32),
+            &["new_cache"],
+        );
+    }
+    assert_refused(
+        new_cache(1 << 30, 1 << 10, 1 << 10, 1, Dtype::F32),
+        &["cannot map"],
+    );
     let mut cache = ones(&[3, 1, 2, 4]);
     assert_refused(
         copy_blocks(&mut cache, &[(0, 1), (2, 3)]),

@@ -20,7 +20,7 @@ mod set_tests;
 
 pub use activation::{add_rms_norm, rms_norm, silu_mul};
 pub use attention::{AttentionParams, paged_attention};
-pub use cache::copy_blocks;
+pub use cache::{copy_blocks, new_cache};
 pub use ffi::InstructionSet;
 pub use packed::PackedWeight;
 pub use rope::{RopeParams, rope_and_cache};

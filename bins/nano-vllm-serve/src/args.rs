@@ -36,8 +36,8 @@ pub struct EngineArgs {
     #[arg(long, conflicts_with = "device")]
     pub cpu: bool,
     /// Threads for computing on the CPU; all cores unless set.
-    #[arg(long)]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, value_parser = parse_threads)]
+    pub threads: Option<usize>,
     /// Most tokens of a sequence, prompt and answer (accepts 1k, 1K) [default: the
     /// model's own]. auto or -1: the most that the KV cache holds.
     #[arg(long, value_parser = parse_model_len, allow_hyphen_values = true)]
@@ -49,7 +49,7 @@ pub struct EngineArgs {
     #[arg(long, value_parser = parse_count)]
     pub max_num_batched_tokens: Option<usize>,
     /// Tokens in a block of the KV cache.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value = "16", value_parser = parse_block_size)]
     pub block_size: usize,
     /// Share the KV cache of equal prompt beginnings (the default).
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
@@ -94,7 +94,7 @@ pub struct EngineArgs {
     #[arg(long)]
     pub skip_tokenizer_init: bool,
     /// Seed of requests that bring none, and of random weights.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
 }
 
@@ -106,12 +106,31 @@ fn parse_model_len(text: &str) -> Result<MaxModelLen, String> {
     }
 }
 
+fn parse_threads(text: &str) -> Result<usize, String> {
+    // Threads beyond the cores only wait for each other, and thousands of them never get done.
+    let most = 4 * std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    match parse_count(text)? {
+        threads if threads <= most => Ok(threads),
+        _ => Err(format!("must be at most {most}, four for each core")),
+    }
+}
+
+/// Most tokens in a block: beyond any model's context, and far from overflowing anything.
+const MAX_BLOCK_SIZE: usize = 1 << 20;
+
+fn parse_block_size(text: &str) -> Result<usize, String> {
+    match parse_count(text)? {
+        size if size <= MAX_BLOCK_SIZE => Ok(size),
+        _ => Err(format!("must be at most {MAX_BLOCK_SIZE}")),
+    }
+}
+
 impl EngineArgs {
     /// What the demo changes unless told otherwise: few places and few blocks, so that sequences
     /// wait, take each other's places, and the block map fits a screen.
     pub fn for_demo(mut self) -> Self {
-        self.max_num_seqs = self.max_num_seqs.or(Some(6));
-        self.max_num_batched_tokens = self.max_num_batched_tokens.or(Some(96));
+        let seqs = *self.max_num_seqs.get_or_insert(6);
+        self.max_num_batched_tokens.get_or_insert(seqs.max(96));
         if self.kv_cache_memory_bytes.is_none() {
             self.num_gpu_blocks_override = self.num_gpu_blocks_override.or(Some(192));
         }

@@ -13,7 +13,7 @@ impl EngineArgs {
     /// Loads the model and returns the engine and the names that requests may call it by.
     pub fn load(&self) -> anyhow::Result<(Engine<Runner>, ModelNames)> {
         if let Some(threads) = self.threads {
-            torch_ext::cpu::set_num_threads(threads.get());
+            torch_ext::cpu::set_num_threads(threads);
         }
         let config = self.config()?;
         let name = self

@@ -7,6 +7,7 @@ mod demo;
 mod load;
 mod openai;
 mod run_batch;
+mod say;
 mod sizes;
 
 use std::process::ExitCode;
@@ -46,8 +47,21 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nano-vllm-serve: {error:#}");
+            eprintln!("nano-vllm-serve: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, less those that the text before them tells already.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }

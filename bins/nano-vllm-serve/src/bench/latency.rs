@@ -8,8 +8,9 @@ use engine::{Engine, Runner};
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{peak_rss_mib, random_request, write_json};
+use super::{JsonFile, check_lengths, peak_rss_mib, random_request};
 use crate::args::EngineArgs;
+use crate::say::say;
 use crate::sizes::parse_count;
 
 /// Arguments of `bench latency`.
@@ -31,7 +32,7 @@ pub struct LatencyArgs {
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     num_iters: u32,
     /// Sampling temperature.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Where to write the figures as JSON.
     #[arg(long)]
@@ -49,9 +50,11 @@ struct Iteration {
 }
 
 pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
+    let json_file = JsonFile::create(args.output_json.as_deref())?;
     let start = Instant::now();
     let (mut engine, _) = args.engine.load()?;
     let load_time = start.elapsed().as_secs_f64();
+    check_lengths(args.input_len, args.output_len, engine.frontend().limits())?;
     let mut rng = StdRng::seed_from_u64(args.engine.seed);
     for _ in 0..args.num_iters_warmup {
         iteration(&mut engine, args, &mut rng)?;
@@ -73,38 +76,35 @@ pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
     let steps = (args.output_len - 1) as f64;
     let decode =
         (args.output_len > 1).then(|| median(runs.iter().map(|r| (r.total - r.prefill) / steps)));
-    println!("Avg latency: {average:.6} seconds");
+    say(format_args!("Avg latency: {average:.6} seconds"))?;
     for (p, value) in percentiles {
-        println!("{p}% percentile latency: {value:.6} seconds");
+        say(format_args!("{p}% percentile latency: {value:.6} seconds"))?;
     }
-    println!(
+    say(format_args!(
         "Prefill: {:.1} tokens/s",
         batch * args.input_len as f64 / prefill
-    );
+    ))?;
     if let Some(itl) = decode {
-        println!(
+        say(format_args!(
             "Inter-token latency: {:.3} ms ({:.1} tokens/s)",
             itl * 1e3,
             batch / itl
-        );
+        ))?;
     }
     let by_name: serde_json::Map<_, _> = percentiles
         .iter()
         .map(|(p, v)| (format!("{p}"), json!(v)))
         .collect();
-    write_json(
-        args.output_json.as_deref(),
-        &json!({
-            "avg_latency": average,
-            "latencies": runs.iter().map(|r| r.total).collect::<Vec<_>>(),
-            "percentiles": by_name,
-            "prefill_tokens_per_s": batch * args.input_len as f64 / prefill,
-            "inter_token_latency_s": decode,
-            "decode_tokens_per_s": decode.map(|itl| batch / itl),
-            "load_time_s": load_time,
-            "peak_rss_mib": peak_rss_mib(),
-        }),
-    )
+    json_file.write(&json!({
+        "avg_latency": average,
+        "latencies": runs.iter().map(|r| r.total).collect::<Vec<_>>(),
+        "percentiles": by_name,
+        "prefill_tokens_per_s": batch * args.input_len as f64 / prefill,
+        "inter_token_latency_s": decode,
+        "decode_tokens_per_s": decode.map(|itl| batch / itl),
+        "load_time_s": load_time,
+        "peak_rss_mib": peak_rss_mib(),
+    }))
 }
 
 /// Runs a batch of fresh random prompts, so that no run finds another's in the prefix cache.

@@ -3,11 +3,13 @@
 mod latency;
 mod throughput;
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use clap::Subcommand;
-use engine::GenerateRequest;
+use engine::{GenerateRequest, Limits};
 use rand::{Rng, rngs::StdRng};
 use sampler::SamplingParams;
 use serde_json::Value;
@@ -50,10 +52,38 @@ fn random_request(
     GenerateRequest::new("bench", ids, params)
 }
 
-fn write_json(path: Option<&Path>, value: &Value) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    std::fs::write(path, format!("{value:#}\n"))
-        .with_context(|| format!("cannot write {}", path.display()))
+/// Answers that the model's length cuts short would make every figure wrong.
+fn check_lengths(input: usize, output: usize, limits: &Limits) -> anyhow::Result<()> {
+    let longest = input.saturating_add(output);
+    anyhow::ensure!(
+        longest <= limits.max_model_len,
+        "prompts and answers of up to {longest} tokens do not fit --max-model-len {}",
+        limits.max_model_len
+    );
+    Ok(())
+}
+
+/// Where `--output-json` puts the figures; created before anything is measured, so that a wrong
+/// path costs no run.
+struct JsonFile<'a>(Option<(&'a Path, File)>);
+
+impl<'a> JsonFile<'a> {
+    fn create(path: Option<&'a Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else {
+            return Ok(Self(None));
+        };
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(Some((path, file))))
+    }
+
+    fn write(self, value: &Value) -> anyhow::Result<()> {
+        let Some((path, mut file)) = self.0 else {
+            return Ok(());
+        };
+        file.write_all(format!("{value:#}\n").as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// This process's peak resident memory in MiB (Linux; `None` elsewhere).

@@ -8,15 +8,16 @@ use indicatif::ProgressBar;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{peak_rss_mib, random_request, write_json};
+use super::{JsonFile, check_lengths, peak_rss_mib, random_request};
 use crate::args::EngineArgs;
-use crate::sizes::Lengths;
+use crate::say::say;
+use crate::sizes::{Lengths, parse_count};
 
 /// Arguments of `bench throughput`.
 #[derive(Args, Debug)]
 pub struct ThroughputArgs {
     /// Number of requests.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_count)]
     num_prompts: usize,
     /// Tokens of each prompt: a number, or a range such as 100..1024 to draw from uniformly.
     #[arg(long, alias = "input-len", default_value = "1024", value_parser = Lengths::parse)]
@@ -25,7 +26,7 @@ pub struct ThroughputArgs {
     #[arg(long, alias = "output-len", default_value = "128", value_parser = Lengths::parse)]
     random_output_len: Lengths,
     /// Sampling temperature.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Where to write the figures as JSON.
     #[arg(long)]
@@ -35,14 +36,14 @@ pub struct ThroughputArgs {
 }
 
 pub fn run(args: &ThroughputArgs) -> anyhow::Result<()> {
+    let json_file = JsonFile::create(args.output_json.as_deref())?;
     let (mut engine, _) = args.engine.load()?;
     let limits = engine.frontend().limits().clone();
-    let longest = args.random_input_len.max() + args.random_output_len.max();
-    anyhow::ensure!(
-        longest <= limits.max_model_len,
-        "prompts and answers of up to {longest} tokens do not fit --max-model-len {}",
-        limits.max_model_len
-    );
+    check_lengths(
+        args.random_input_len.max(),
+        args.random_output_len.max(),
+        &limits,
+    )?;
     let mut rng = StdRng::seed_from_u64(args.engine.seed);
     let (mut input, mut output) = (0, 0);
     let requests: Vec<_> = (0..args.num_prompts)
@@ -66,26 +67,23 @@ pub fn run(args: &ThroughputArgs) -> anyhow::Result<()> {
 
     let requests_per_second = args.num_prompts as f64 / elapsed;
     let total = input + output;
-    println!(
+    say(format_args!(
         "Throughput: {requests_per_second:.2} requests/s, {:.2} total tokens/s, {:.2} output tokens/s",
         total as f64 / elapsed,
         output as f64 / elapsed
-    );
-    println!("Total num prompt tokens:  {input}");
-    println!("Total num output tokens:  {output}");
-    write_json(
-        args.output_json.as_deref(),
-        &json!({
-            "elapsed_time": elapsed,
-            "num_requests": args.num_prompts,
-            "total_num_tokens": total,
-            "requests_per_second": requests_per_second,
-            "tokens_per_second": total as f64 / elapsed,
-            "output_tokens_per_second": output as f64 / elapsed,
-            "total_input_tokens": input,
-            "total_output_tokens": output,
-            "num_preemptions": engine.stats().totals.preemptions,
-            "peak_rss_mib": peak_rss_mib(),
-        }),
-    )
+    ))?;
+    say(format_args!("Total num prompt tokens:  {input}"))?;
+    say(format_args!("Total num output tokens:  {output}"))?;
+    json_file.write(&json!({
+        "elapsed_time": elapsed,
+        "num_requests": args.num_prompts,
+        "total_num_tokens": total,
+        "requests_per_second": requests_per_second,
+        "tokens_per_second": total as f64 / elapsed,
+        "output_tokens_per_second": output as f64 / elapsed,
+        "total_input_tokens": input,
+        "total_output_tokens": output,
+        "num_preemptions": engine.stats().totals.preemptions,
+        "peak_rss_mib": peak_rss_mib(),
+    }))
 }

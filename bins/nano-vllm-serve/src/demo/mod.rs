@@ -10,6 +10,7 @@ use clap::Args;
 use engine::{FinishReason, GenerateRequest};
 
 use crate::args::EngineArgs;
+use crate::say::say;
 use prompts::Question;
 use view::{Live, Plain, letter};
 
@@ -69,12 +70,12 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             done: false,
         });
     }
-    println!(
+    say(format_args!(
         "{} answers {} questions at once; at most {} run together, the rest wait for a place.\n",
         names.0[0],
         conversations.len(),
         engine.frontend().limits().max_num_seqs
-    );
+    ))?;
 
     let live = std::io::stdout().is_terminal() && !args.plain;
     let (mut plain, mut screen) = (Plain::default(), Live::default());
@@ -113,28 +114,28 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
                     Duration::from_millis(args.step_ms).saturating_sub(start.elapsed()),
                 );
             } else {
-                plain.step(report, &kv);
+                plain.step(report, &kv)?;
                 for (id, _) in &step.finished {
-                    plain.answer(id.0, &conversations[id.0 as usize]);
+                    plain.answer(id.0, &conversations[id.0 as usize])?;
                 }
             }
         }
     }
-    plain.flush();
+    plain.flush()?;
     if live {
         for (request, c) in conversations.iter().enumerate() {
-            println!(
+            say(format_args!(
                 "\n\x1b[1m{} {}\x1b[0m\n{}",
                 letter(request as u64),
                 c.question.text,
                 c.text.trim()
-            );
+            ))?;
         }
     }
 
     let stats = engine.stats();
     let leaked = stats.kv_used_blocks;
-    println!(
+    say(format_args!(
         "\n{} answers, {tokens} tokens in {:.2} s: {:.0} tokens/s · first token {:.2} s after the start\n\
          prefix cache hit rate: {:.1} % · {places_taken} freed places taken by waiting sequences · blocks leaked: {leaked}",
         conversations.len(),
@@ -142,7 +143,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         tokens as f64 / busy.as_secs_f64(),
         first_token.unwrap_or_default().as_secs_f64(),
         100.0 * stats.prefix_hit_rate(),
-    );
+    ))?;
     if args.check {
         for (request, c) in conversations.iter().enumerate() {
             if !c.text.contains(c.question.expect) {

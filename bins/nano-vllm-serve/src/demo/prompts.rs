@@ -51,7 +51,7 @@ pub fn built_in() -> Vec<Question> {
     [
         (true, "Tell me a story about a race with a rabbit.", "abbit"),
         (true, "What is 24 + 58?", "82"),
-        (false, "Tell me a story about being brave.", "brave"),
+        (false, "Tell me a story about being brave.", "afraid"),
         (true, "What is paged attention?", "block"),
         (true, "What is the capital of Portugal?", "Lisbon"),
         (false, "List the months of the year.", "December"),

@@ -8,6 +8,7 @@ use engine::{KvSnapshot, StepReport};
 use paged_kv::BlockState;
 
 use super::Conversation;
+use crate::say::say;
 
 /// Columns of the block map.
 const MAP_COLUMNS: usize = 64;
@@ -94,47 +95,54 @@ pub struct Plain {
 }
 
 impl Plain {
-    pub fn step(&mut self, report: &StepReport, kv: &KvSnapshot) {
+    pub fn step(&mut self, report: &StepReport, kv: &KvSnapshot) -> anyhow::Result<()> {
         let (events, rows) = (events(report), rows(report));
         let Some(step) = report.step else {
-            events.iter().for_each(|e| println!("          {e}"));
-            return;
+            return events
+                .iter()
+                .try_for_each(|e| say(format_args!("          {e}")));
         };
         if events.is_empty() && !rows.contains("prefill") {
             match &mut self.quiet {
                 Some((_, last, same)) if *same == rows => *last = step,
                 _ => {
-                    self.flush();
+                    self.flush()?;
                     self.quiet = Some((step, step, rows));
                 }
             }
-            return;
+            return Ok(());
         }
-        self.flush();
-        events.iter().for_each(|e| println!("          {e}"));
-        println!("step {step:4} {rows}");
+        self.flush()?;
+        for event in &events {
+            say(format_args!("          {event}"))?;
+        }
+        say(format_args!("step {step:4} {rows}"))?;
         if !report.admitted.is_empty() {
-            block_map(kv)
-                .iter()
-                .for_each(|row| println!("   blocks {row}"));
+            for row in block_map(kv) {
+                say(format_args!("   blocks {row}"))?;
+            }
         }
+        Ok(())
     }
 
-    pub fn answer(&mut self, request: u64, conversation: &Conversation) {
-        self.flush();
-        println!(
+    pub fn answer(&mut self, request: u64, conversation: &Conversation) -> anyhow::Result<()> {
+        self.flush()?;
+        say(format_args!(
             "\n  {} {}\n    {}\n",
             letter(request),
             conversation.question.text,
             conversation.text.trim().replace('\n', "\n    ")
-        );
+        ))
     }
 
-    pub fn flush(&mut self) {
-        if let Some((first, last, rows)) = self.quiet.take() {
-            match first == last {
-                true => println!("step {first:4} {rows}"),
-                false => println!("step {first:4} {rows}  … to step {last}"),
+    pub fn flush(&mut self) -> anyhow::Result<()> {
+        match self.quiet.take() {
+            None => Ok(()),
+            Some((first, last, rows)) if first == last => {
+                say(format_args!("step {first:4} {rows}"))
+            }
+            Some((first, last, rows)) => {
+                say(format_args!("step {first:4} {rows}  … to step {last}"))
             }
         }
     }

@@ -88,7 +88,7 @@ impl Call {
         frontend: &Frontend,
         names: &ModelNames,
     ) -> Result<Self, ApiError> {
-        let mut f = Fields::new(body)?;
+        let mut f = Fields::new(body, "the body")?;
         let model = names.resolve(f.take_as("model", "a string")?)?;
         f.refuse_unless("stream", &[json!(false)], " here")?;
         f.refuse_unless("stream_options", &[], " without stream")?;

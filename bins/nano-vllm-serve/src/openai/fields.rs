@@ -10,12 +10,12 @@ use super::ApiError;
 pub struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// Takes `body` apart.
-    pub fn new(body: Value) -> Result<Self, ApiError> {
-        match body {
+    /// Takes `value` apart; `what` names it in the error if it is no object.
+    pub fn new(value: Value, what: &str) -> Result<Self, ApiError> {
+        match value {
             Value::Object(map) => Ok(Self(map)),
             other => Err(ApiError::malformed(format!(
-                "the body must be a JSON object, found {}",
+                "{what} must be a JSON object, found {}",
                 kind(&other)
             ))),
         }
@@ -107,19 +107,19 @@ mod tests {
 
     #[test]
     fn names_what_is_wrong() {
-        let mut f = Fields::new(json!({"a": "x", "b": 1, "c": null, "zz": 1})).unwrap();
+        let mut f = Fields::new(json!({"a": "x", "b": 1, "c": null, "zz": 1}), "it").unwrap();
         let e = f.take_as::<f32>("a", "a number").unwrap_err();
         assert_eq!(e.message, "a must be a number, found \"x\"");
         assert_eq!(e.param.as_deref(), Some("a"));
         assert_eq!(f.take_as::<f32>("b", "a number").unwrap(), Some(1.0));
         assert_eq!(f.take_as::<f32>("c", "a number").unwrap(), None);
         assert_eq!(f.finish().unwrap_err().message, "unknown field 'zz'");
-        assert!(Fields::new(json!([])).is_err());
+        assert!(Fields::new(json!([]), "it").is_err());
     }
 
     #[test]
     fn long_values_are_cut() {
-        let mut f = Fields::new(json!({"a": "x".repeat(10_000)})).unwrap();
+        let mut f = Fields::new(json!({"a": "x".repeat(10_000)}), "it").unwrap();
         let e = f.take_as::<f32>("a", "a number").unwrap_err();
         assert!(e.message.len() < 150, "{}", e.message.len());
     }

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<SamplingParams, ApiError> {
-        let mut f = Fields::new(body)?;
+        let mut f = Fields::new(body, "the body")?;
         let p = take_sampling(&mut f, &SamplingParams::default())?;
         f.finish()?;
         Ok(p)

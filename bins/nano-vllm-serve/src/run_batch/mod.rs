@@ -1,8 +1,11 @@
 //! `run-batch`: requests from a file in OpenAI's batch format, answers to another.
 
+mod files;
+mod line;
+
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -13,7 +16,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::args::EngineArgs;
-use crate::openai::{ApiError, Call, Endpoint, ModelNames, response};
+use crate::openai::{ApiError, Call, ModelNames, response};
+use files::{InputLine, Output, open_input, read_ahead};
+use line::Line;
 
 /// Answers a file of requests. Every line of the input gets a line in the output, in the order
 /// in which they finish; a bad line gets an error and the rest go on. Exit code: 0 when every
@@ -33,33 +38,27 @@ pub struct RunBatchArgs {
 
 /// Runs the command.
 pub fn run(args: &RunBatchArgs) -> anyhow::Result<()> {
-    // Both files are opened first: loading a model to find the output unwritable wastes minutes.
-    let input: Box<dyn BufRead> = match args.input_file.as_str() {
-        "-" => Box::new(io::stdin().lock()),
-        path => Box::new(BufReader::new(
-            File::open(path).with_context(|| format!("cannot read {path}"))?,
-        )),
-    };
-    let output: Box<dyn Write> = match args.output_file.as_str() {
-        "-" => Box::new(io::stdout().lock()),
-        path => Box::new(File::create(path).with_context(|| format!("cannot write {path}"))?),
-    };
+    let input = open_input(&args.input_file)?;
+    let output = Output::open(&args.output_file, &args.input_file)?;
     let (mut engine, names) = args.engine.load()?;
     let bar = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {pos} answered · {per_sec} · {elapsed} · {msg}")
             .expect("a constant template"),
     );
+    let output = output
+        .start()
+        .with_context(|| format!("cannot write {}", args.output_file))?;
     let totals = Batch {
         engine: &mut engine,
         names: &names,
-        output: BufWriter::new(output),
+        output,
         output_name: &args.output_file,
         open: HashMap::new(),
         calls: HashMap::new(),
         counts: Counts::default(),
         bar: &bar,
     }
-    .run(input, &args.input_file)?;
+    .run(&read_ahead(input), &args.input_file)?;
     bar.finish_and_clear();
     eprintln!(
         "{} answered, {} of them with an error",
@@ -84,7 +83,7 @@ struct OpenLine {
 struct Batch<'a, R: Runner> {
     engine: &'a mut Engine<R>,
     names: &'a ModelNames,
-    output: BufWriter<Box<dyn Write>>,
+    output: Box<dyn Write>,
     output_name: &'a str,
     /// Lines by number.
     open: HashMap<u64, OpenLine>,
@@ -95,22 +94,27 @@ struct Batch<'a, R: Runner> {
 }
 
 impl<R: Runner> Batch<'_, R> {
-    fn run(mut self, mut input: Box<dyn BufRead>, input_name: &str) -> anyhow::Result<Counts> {
+    fn run(
+        mut self,
+        input: &Receiver<io::Result<InputLine>>,
+        input_name: &str,
+    ) -> anyhow::Result<Counts> {
         // Enough lines ahead that the scheduler never runs dry, without holding the whole file.
         let ahead = 2 * self.engine.frontend().limits().max_num_seqs;
-        let mut line = Vec::new();
-        let mut number = 0;
         let mut more = true;
         while more || self.engine.has_work() {
             while more && self.calls.len() < ahead {
-                line.clear();
-                more = input
-                    .read_until(b'\n', &mut line)
-                    .with_context(|| format!("cannot read {input_name}"))?
-                    > 0;
-                if !line.trim_ascii().is_empty() {
-                    number += 1;
-                    self.take_line(number, &line)?;
+                // Waits for a line only if there is nothing else to do.
+                let line = match self.engine.has_work() {
+                    true => input.try_recv(),
+                    false => input.recv().map_err(|_| TryRecvError::Disconnected),
+                };
+                match line {
+                    Ok(line) => {
+                        self.take_line(&line.with_context(|| format!("cannot read {input_name}"))?)?
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => more = false,
                 }
             }
             if self.engine.has_work() {
@@ -121,15 +125,16 @@ impl<R: Runner> Batch<'_, R> {
                 self.bar.set_message(format!("{running} running"));
             }
         }
-        self.output
-            .flush()
-            .with_context(|| format!("cannot write {}", self.output_name))?;
         Ok(self.counts)
     }
 
     /// Puts a line's prompts into the engine, or answers it with an error.
-    fn take_line(&mut self, number: u64, line: &[u8]) -> anyhow::Result<()> {
-        let (custom_id, call) = self.parse(line);
+    fn take_line(&mut self, line: &InputLine) -> anyhow::Result<()> {
+        let number = line.number;
+        let Line { custom_id, request } = Line::parse(line);
+        let call = request.and_then(|(endpoint, body)| {
+            Call::parse(endpoint, body, self.engine.frontend(), self.names)
+        });
         let call = match call {
             Ok(call) => call,
             Err(error) => return self.write_error(number, &custom_id, &error),
@@ -157,41 +162,6 @@ impl<R: Runner> Batch<'_, R> {
             },
         );
         Ok(())
-    }
-
-    /// The line's `custom_id`, as far as it can be read, and its call.
-    fn parse(&self, line: &[u8]) -> (Value, Result<Call, ApiError>) {
-        let mut custom_id = Value::Null;
-        let call = (|| {
-            let text = std::str::from_utf8(line)
-                .map_err(|e| ApiError::malformed(format!("the line is not UTF-8: {e}")))?;
-            let mut line: Value = serde_json::from_str(text)
-                .map_err(|e| ApiError::malformed(format!("the line is not JSON: {e}")))?;
-            custom_id = line["custom_id"].take();
-            match line["method"].as_str() {
-                None | Some("POST") => {}
-                Some(other) => {
-                    return Err(ApiError::bad_value(
-                        "method",
-                        format!("method must be POST, got {other}"),
-                    ));
-                }
-            }
-            let url = line["url"].as_str().ok_or_else(|| {
-                ApiError::bad_value(
-                    "url",
-                    "url is missing: /v1/completions or /v1/chat/completions",
-                )
-            })?;
-            let endpoint = Endpoint::from_path(url)?;
-            Call::parse(
-                endpoint,
-                line["body"].take(),
-                self.engine.frontend(),
-                self.names,
-            )
-        })();
-        (custom_id, call)
     }
 
     fn take_result(
@@ -268,8 +238,9 @@ impl<R: Runner> Batch<'_, R> {
             "response": {"status_code": status, "request_id": request_id, "body": body},
             "error": error,
         });
-        // Flushed line by line: what is done survives whatever happens next.
-        writeln!(self.output, "{line}")
+        // In one piece, and at once: what is done survives whatever happens next.
+        self.output
+            .write_all(format!("{line}\n").as_bytes())
             .and_then(|()| self.output.flush())
             .with_context(|| format!("cannot write {}", self.output_name))?;
         self.counts.lines += 1;

@@ -1,7 +1,7 @@
 //! Time and memory of a model on this machine: loading, prefill and decode without a scheduler.
 //!
 //! ```text
-//! figures DIRECTORY [float32|bfloat16|float16] [dummy|safetensors] [threads]
+//! figures DIRECTORY [float32|bfloat16|float16] [dummy|safetensors] [THREADS] [cpu|cuda]
 //! ```
 
 use std::path::Path;
@@ -27,6 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = LoadOptions {
         dtype: arg(2, "auto").parse()?,
         format: arg(3, "dummy").parse()?,
+        device: match arg(5, "cpu").as_str() {
+            "cuda" => tch::Device::Cuda(0),
+            _ => tch::Device::Cpu,
+        },
         ..LoadOptions::default()
     };
     let model = Model::load(Path::new(&arg(1, ".")), &options)?;
@@ -64,7 +68,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             weights / median / 1e9,
         );
     }
-    println!("peak memory  {:8.2} GB", peak_memory_gb());
+    let cache = runner.model().kv_bytes_per_block(BLOCK) * config.num_blocks;
+    println!(
+        "peak memory  {:8.2} GB, of which {:.2} GB are the KV cache",
+        peak_memory_gb(),
+        cache as f64 / 1e9
+    );
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The tensors that hold keys and values, by block.
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::cpu::{self, Dtype};
 
 use crate::error::ModelError;
 
@@ -92,21 +93,14 @@ impl KvCache {
                 shape.block_size
             )));
         }
-        let size = [
-            num_blocks as i64,
-            shape.num_kv_heads as i64,
-            shape.block_size as i64,
-            shape.head_dim as i64,
-        ];
-        let zeros = || Tensor::f_zeros(size, (shape.kind, device));
         let layers = (0..shape.num_layers)
             .map(|_| {
                 Ok(LayerKv {
-                    k: zeros()?,
-                    v: zeros()?,
+                    k: zeros(&shape, num_blocks, device)?,
+                    v: zeros(&shape, num_blocks, device)?,
                 })
             })
-            .collect::<Result<Vec<_>, tch::TchError>>()?;
+            .collect::<Result<Vec<_>, ModelError>>()?;
         Ok(Self {
             shape,
             num_blocks,
@@ -143,4 +137,16 @@ impl KvCache {
         }
         Ok(())
     }
+}
+
+/// One layer's keys or values.
+fn zeros(shape: &KvShape, num_blocks: usize, device: Device) -> Result<Tensor, ModelError> {
+    let [heads, tokens, dim] = [shape.num_kv_heads, shape.block_size, shape.head_dim];
+    Ok(match (device, Dtype::from_kind(shape.kind)) {
+        (Device::Cpu, Some(dtype)) => cpu::new_cache(num_blocks, heads, tokens, dim, dtype)?,
+        _ => {
+            let size = [num_blocks, heads, tokens, dim].map(|n| n as i64);
+            Tensor::f_zeros(size, (shape.kind, device))?
+        }
+    })
 }

@@ -30,6 +30,7 @@ impl Model {
     pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let config = ModelConfig::from_dir(dir)?;
+        check_device(options.device)?;
         let kind = options.dtype.resolve(&config);
         let activations = match options.device {
             Device::Cpu => Kind::Float,
@@ -131,5 +132,19 @@ impl Model {
     /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`].
     pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
         self.decoder.logits(hidden)
+    }
+}
+
+/// Loads libtorch's CUDA half if the model is to run there.
+fn check_device(device: Device) -> Result<(), ModelError> {
+    let Device::Cuda(index) = device else {
+        return Ok(());
+    };
+    torch_ext::cuda::load().map_err(|e| ModelError::Options(format!("device cuda: {e}")))?;
+    match torch_ext::cuda::device_count() {
+        count if index < count => Ok(()),
+        count => Err(ModelError::Options(format!(
+            "device cuda:{index}: libtorch sees {count} CUDA devices; check the driver"
+        ))),
     }
 }

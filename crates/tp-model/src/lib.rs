@@ -24,3 +24,8 @@ pub use model::Model;
 pub use options::{Backend, DtypeChoice, LoadFormat, LoadOptions};
 pub use runner::{Runner, RunnerConfig, SeqParams, StepTicket};
 pub use session::Session;
+
+/// The README's example is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,7 +1,7 @@
 //! Builds the C++ kernels, once per instruction set, and passes libtorch's folder on to the crates
 //! that link it.
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const SOURCES: &[&str] = &[
     "attention.cpp",
@@ -68,6 +68,9 @@ fn main() {
         build.compile(&format!("torch_ext_{isa}"));
     }
     if let Ok(lib) = env::var("DEP_TCH_LIBTORCH_LIB") {
+        if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+            build_cuda_shim(&PathBuf::from(&lib), &out);
+        }
         println!("cargo:libtorch_lib={lib}");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
         if os == "linux" {
@@ -75,4 +78,38 @@ fn main() {
             println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
         }
     }
+}
+
+/// Builds `csrc/cuda/shim.cpp` into a shared object that the crate embeds. Its symbols are resolved
+/// when it is opened, so nothing is linked here.
+fn build_cuda_shim(lib: &Path, out: &Path) {
+    let torch = lib.parent().expect("libtorch/lib has a parent");
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(false)
+        .warnings(false)
+        .pic(true)
+        .include(torch.join("include"));
+    // CUDA's own headers: beside libtorch (scripts/bootstrap, pip) or from a toolkit.
+    let beside = torch.parent().map(|site| site.join("nvidia/cu13/include"));
+    let toolkit = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
+    let default = PathBuf::from("/usr/local/cuda/include");
+    let candidates = beside.into_iter().chain(toolkit).chain([default]);
+    for folder in candidates.filter(|folder| folder.join("cuda_runtime_api.h").exists()) {
+        build.include(folder);
+    }
+    let mut command = build.get_compiler().to_command();
+    let target = out.join("libtorch_ext_cuda.so");
+    command
+        .args(["-shared", "csrc/cuda/shim.cpp", "-o"])
+        .arg(&target);
+    let status = command.status().expect("the C++ compiler starts");
+    assert!(
+        status.success(),
+        "csrc/cuda/shim.cpp does not compile: the `cuda` feature needs libtorch with CUDA and the \
+         headers of CUDA 13 beside it (scripts/bootstrap fetches both)"
+    );
 }

@@ -3,13 +3,15 @@ use tch::{Device, Kind};
 /// Why a kernel refused its arguments. Nothing was written when one of these is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tensor is not in CPU memory.
-    #[error("{op}: `{operand}` is on {found:?}, expected a CPU tensor")]
+    /// A tensor is not in the memory of the device that the kernel runs on.
+    #[error("{op}: `{operand}` is on {found:?}, expected {expected:?}")]
     Device {
         /// The kernel.
         op: &'static str,
         /// Its argument.
         operand: &'static str,
+        /// Where the kernel runs.
+        expected: Device,
         /// Where the tensor is.
         found: Device,
     },
@@ -81,4 +83,7 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The driver, NVRTC or libtorch refused; the GPU's state is unknown then.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
 }

@@ -2,7 +2,7 @@
 //! workspace with `unsafe` code and C++.
 //!
 //! * [`cpu`]: matrix products on packed weights, normalisation, rotary embedding, paged attention.
-//! * [`cuda`]: whether this process can use an NVIDIA GPU.
+//! * [`cuda`]: the NVIDIA GPU (streams, graphs, memory) and the kernels for it.
 //! * [`Mmap`]: read-only file mappings for checkpoints.
 //!
 //! Every function here is safe: it checks device, dtype, shape, contiguity and every index of its

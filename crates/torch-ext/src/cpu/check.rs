@@ -40,6 +40,7 @@ impl Operand<'_> {
             return Err(Error::Device {
                 op,
                 operand,
+                expected: Device::Cpu,
                 found: tensor.device(),
             });
         }

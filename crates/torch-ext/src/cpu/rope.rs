@@ -59,7 +59,7 @@ pub fn rope_and_cache(
     }
     let ([t, _], qkv) = operand(OP, "qkv", qkv).f32([None, Some((hq + 2 * hkv) * d)])?;
     let norm = |name, weight: Option<&Tensor>| match weight {
-        Some(w) => Ok(operand(OP, name, w).f32([Some(d)])?.1.cast_const()),
+        Some(w) => Ok::<_, Error>(operand(OP, name, w).f32([Some(d)])?.1.cast_const()),
         None => Ok(ptr::null()),
     };
     let (q_norm, k_norm) = (

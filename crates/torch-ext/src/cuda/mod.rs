@@ -1,14 +1,42 @@
-//! The NVIDIA GPU, as far as this build and this machine have one.
+//! The NVIDIA GPU: streams, events, CUDA graphs, memory, and the project's own kernels.
 //!
 //! libtorch's CUDA half is loaded when it is first asked for: a process that stays on the CPU
 //! neither needs its libraries nor pays for starting them. Loading registers its kernels with
 //! libtorch, so from then on `tch` sees the GPU.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `shim` | what libtorch has and `tch` does not bind (`csrc/cuda/shim.cpp`) |
+//! | `stream`, `graph`, `memory` | safe handles on it |
+//! | `compile` | NVRTC, with a cache on disk |
+//! | [`Kernels`] | the kernels of `csrc/cuda/*.cu`; one file for each topic, with the checks |
 
 #[cfg(feature = "cuda")]
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+mod check;
+#[cfg(feature = "cuda")]
+mod compile;
+#[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
+mod memory;
+#[cfg(feature = "cuda")]
+mod shim;
+#[cfg(feature = "cuda")]
+mod stream;
+
+#[cfg(feature = "cuda")]
+pub use self::{
+    compile::{ARCHITECTURES, Source, compile_all},
+    graph::{Graph, GraphPool},
+    kernels::Kernels,
+    memory::{Memory, memory, release_memory},
+    stream::{Event, PinnedCopy, copy_async, synchronize, use_new_stream},
+};
 
 /// Why the CUDA half of libtorch cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LoadError {
     /// The crate was built without its `cuda` feature.
     #[error("built without CUDA support; build with `--features cuda`")]
@@ -18,21 +46,24 @@ pub enum LoadError {
     Library(String),
 }
 
+/// What the CUDA runtime, the driver, NVRTC or libtorch said.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("CUDA: {0}")]
+pub struct CudaError(pub(crate) String);
+
+impl From<LoadError> for CudaError {
+    fn from(error: LoadError) -> Self {
+        CudaError(error.to_string())
+    }
+}
+
 /// Loads libtorch's CUDA half. Call it before anything else asks libtorch about CUDA: libtorch
 /// remembers the first answer. Loading again does nothing.
 pub fn load() -> Result<(), LoadError> {
     #[cfg(not(feature = "cuda"))]
     return Err(LoadError::NotBuilt);
     #[cfg(feature = "cuda")]
-    {
-        // SAFETY: the library's initialisers register kernels with the libtorch of this process,
-        // which is what loading it is for; it comes from the folder of that same libtorch.
-        let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-        let library = library.map_err(|e| LoadError::Library(e.to_string()))?;
-        // What it registered must stay mapped until the process ends.
-        let _ = library.into_raw();
-        Ok(())
-    }
+    shim::shim().map(|_| ())
 }
 
 /// Whether libtorch can use a CUDA device in this process: [`load`] succeeds, and there is a

@@ -1,0 +1,158 @@
+// What the CUDA half of libtorch has and tch does not bind, as C functions. Built into a shared object that is
+// opened after libtorch_cuda (see src/cuda/shim.rs), so the program itself needs no CUDA library to start.
+//
+// Every function returns null, or a message that the caller frees with te_free.
+#include <ATen/cuda/CUDAGraph.h>
+#include <ATen/ops/_flash_attention_forward.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+
+namespace {
+
+template <class F>
+char* guarded(F&& f) noexcept {
+    try {
+        f();
+        return nullptr;
+    } catch (const c10::Error& e) {
+        return strdup(e.what_without_backtrace());
+    } catch (const std::exception& e) {
+        return strdup(e.what());
+    } catch (...) {
+        return strdup("unknown C++ exception");
+    }
+}
+
+void check(cudaError_t error) {
+    TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));
+}
+
+std::optional<at::Tensor> optional(const at::Tensor* tensor) {
+    return tensor ? std::make_optional(*tensor) : std::nullopt;
+}
+
+}  // namespace
+
+extern "C" {
+
+void te_free(char* message) { std::free(message); }
+
+// Makes a stream of libtorch's pool the current one of the calling thread.
+char* te_stream_use_new(int device, void** out) {
+    return guarded([&] {
+        auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/true, static_cast<c10::DeviceIndex>(device));
+        c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+        c10::cuda::setCurrentCUDAStream(stream);
+        *out = stream.stream();
+    });
+}
+
+char* te_stream_current(int device, void** out) {
+    return guarded([&] { *out = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream(); });
+}
+
+char* te_stream_synchronize(int device) {
+    return guarded([&] { c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).synchronize(); });
+}
+
+// dst.copy_(src) that does not wait; src or dst should be pinned.
+char* te_copy_async(at::Tensor* dst, const at::Tensor* src) {
+    return guarded([&] { dst->copy_(*src, /*non_blocking=*/true); });
+}
+
+char* te_memory(int device, uint64_t* free, uint64_t* total, uint64_t* allocated, uint64_t* reserved) {
+    return guarded([&] {
+        c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+        size_t f = 0, t = 0;
+        check(cudaMemGetInfo(&f, &t));
+        using c10::CachingAllocator::StatType;
+        auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+        auto all = static_cast<size_t>(StatType::AGGREGATE);
+        *free = f;
+        *total = t;
+        *allocated = stats.allocated_bytes[all].current;
+        *reserved = stats.reserved_bytes[all].current;
+    });
+}
+
+// Gives what libtorch holds and does not use back to the driver.
+char* te_memory_release() {
+    return guarded([] { c10::cuda::CUDACachingAllocator::emptyCache(); });
+}
+
+char* te_graph_pool(uint64_t* pool) {
+    return guarded([&] {
+        auto id = at::cuda::graph_pool_handle();
+        pool[0] = id.first;
+        pool[1] = id.second;
+    });
+}
+
+char* te_graph_begin(const uint64_t* pool, void** out) {
+    return guarded([&] {
+        auto graph = std::make_unique<at::cuda::CUDAGraph>();
+        // Only this thread's calls are checked: others may allocate meanwhile.
+        graph->capture_begin({pool[0], pool[1]}, cudaStreamCaptureModeThreadLocal);
+        *out = graph.release();
+    });
+}
+
+char* te_graph_end(void* graph) {
+    return guarded([&] { static_cast<at::cuda::CUDAGraph*>(graph)->capture_end(); });
+}
+
+char* te_graph_replay(void* graph) {
+    return guarded([&] { static_cast<at::cuda::CUDAGraph*>(graph)->replay(); });
+}
+
+char* te_graph_free(void* graph) {
+    return guarded([&] { delete static_cast<at::cuda::CUDAGraph*>(graph); });
+}
+
+char* te_event_new(int timing, void** out) {
+    return guarded([&] {
+        cudaEvent_t event = nullptr;
+        check(cudaEventCreateWithFlags(&event, timing ? cudaEventDefault : cudaEventDisableTiming));
+        *out = event;
+    });
+}
+
+char* te_event_free(void* event) {
+    return guarded([&] { check(cudaEventDestroy(static_cast<cudaEvent_t>(event))); });
+}
+
+char* te_event_record(void* event, int device) {
+    return guarded([&] {
+        auto stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream();
+        check(cudaEventRecord(static_cast<cudaEvent_t>(event), stream));
+    });
+}
+
+char* te_event_synchronize(void* event) {
+    return guarded([&] { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); });
+}
+
+char* te_event_elapsed(void* start, void* end, float* ms) {
+    return guarded(
+        [&] { check(cudaEventElapsedTime(ms, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end))); });
+}
+
+// Variable-length flash attention: q [tokens, heads, dim], k and v [tokens, kv_heads, dim]; starts int32.
+char* te_flash_varlen(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* q_start,
+                      const at::Tensor* k_start, int64_t max_q, int64_t max_k, int causal, double scale,
+                      int64_t window_left, at::Tensor** out) {
+    return guarded([&] {
+        auto left = window_left < 0 ? std::nullopt : std::make_optional(window_left);
+        auto right = window_left < 0 ? std::nullopt : std::make_optional<int64_t>(0);
+        auto result = at::_flash_attention_forward(*q, *k, *v, optional(q_start), optional(k_start), max_q, max_k, 0.0,
+                                                   causal != 0, false, scale, left, right);
+        *out = new at::Tensor(std::get<0>(result));
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,66 @@
+//! CUDA graphs: a sequence of kernels, recorded once and started with one call.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use super::CudaError;
+use super::shim::shim;
+
+/// Memory that graphs which never run at the same time may share.
+#[derive(Clone, Copy, Debug)]
+pub struct GraphPool([u64; 2]);
+
+impl GraphPool {
+    /// A pool of its own.
+    pub fn new() -> Result<Self, CudaError> {
+        let mut id = [0; 2];
+        // SAFETY: room for two numbers.
+        unsafe { shim()?.graph_pool(id.as_mut_ptr())? };
+        Ok(Self(id))
+    }
+}
+
+/// A captured graph.
+///
+/// Tensors that are made during the capture live in the pool: a later replay, of this graph or of
+/// another one with the same pool, overwrites them. Tensors that existed before are read and
+/// written in place: keep them for as long as the graph.
+#[derive(Debug)]
+pub struct Graph(*mut c_void);
+
+// SAFETY: the graph is not bound to a thread; `&mut` and ownership keep uses one at a time.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Captures what `record` puts on the current stream (not the default one: see
+    /// [`super::use_new_stream`]). Nothing runs. `record` must not wait for the device.
+    pub fn capture<T>(pool: GraphPool, record: impl FnOnce() -> T) -> Result<(Self, T), CudaError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: valid pool id and place for the result.
+        unsafe { shim()?.graph_begin(pool.0.as_ptr(), &mut raw)? };
+        let graph = Self(raw);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
+        // SAFETY: the capture was begun by this thread. It is ended whatever `record` did: the
+        // stream is of no use before.
+        let ended = unsafe { shim()?.graph_end(graph.0) };
+        match caught {
+            Ok(value) => ended.map(|()| (graph, value)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Starts the kernels on the current stream, in stream order.
+    pub fn replay(&mut self) -> Result<(), CudaError> {
+        // SAFETY: captured and not freed.
+        unsafe { shim()?.graph_replay(self.0) }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Ok(shim) = shim() {
+            // SAFETY: freed once. An error here has nobody to hear it.
+            let _ = unsafe { shim.graph_free(self.0) };
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! How much memory a GPU has.
+
+use std::ffi::c_int;
+
+use super::CudaError;
+use super::shim::shim;
+
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Free for any process.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
+    /// In use by tensors of this process.
+    pub allocated: u64,
+    /// Held by libtorch: `allocated`, and what it keeps to hand out again.
+    pub reserved: u64,
+}
+
+/// Memory of `device` now.
+pub fn memory(device: usize) -> Result<Memory, CudaError> {
+    let mut m = Memory::default();
+    // SAFETY: valid places for the results.
+    unsafe {
+        shim()?.memory(
+            device as c_int,
+            &mut m.free,
+            &mut m.total,
+            &mut m.allocated,
+            &mut m.reserved,
+        )?;
+    }
+    Ok(m)
+}
+
+/// Gives memory that libtorch holds without using it back to the driver.
+pub fn release_memory() -> Result<(), CudaError> {
+    // SAFETY: no pointers.
+    unsafe { shim()?.memory_release() }
+}

@@ -1,6 +1,7 @@
 //! A loaded model: configuration, weights, and who computes.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,7 +12,7 @@ use crate::error::ModelError;
 use crate::kv_cache::{KvCache, KvShape};
 use crate::models::Decoder;
 use crate::options::LoadOptions;
-use crate::weights::{Loader, Shard, Source};
+use crate::weights::{LoadContext, Shard, Source};
 
 /// A model that is ready to run. It holds no state of any sequence: see [`crate::Session`] for
 /// one sequence and [`crate::Runner`] for a batch.
@@ -37,25 +38,26 @@ impl Model {
             _ => kind,
         };
         let (ops, attention) = options.backend.build(options.device)?;
-        let shard = Shard::WHOLE;
         let source = options.format.open(dir)?;
         let total = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(),
             Source::Dummy(_) => config.num_parameters() * 4,
         };
-        let mut loader = Loader::new(
-            &source,
-            shard,
+        let context = LoadContext {
+            source,
+            shard: Shard::WHOLE,
             ops,
-            (kind, activations),
-            options.device,
+            weights: kind,
+            activations,
+            device: options.device,
+            progress: options.progress,
+            done: AtomicU64::new(0),
             total,
-            options.progress,
-        );
-        let decoder = Decoder::load(&mut loader, &config, shard, ops)?;
+        };
+        let (decoder, used) = Decoder::load(&context, &config)?;
         // Old checkpoints hold rotary frequencies, which follow from the configuration; and the
         // output projection may be there twice although it is tied.
-        loader.finish(|name| {
+        context.finish(&used, |name| {
             name.ends_with("rotary_emb.inv_freq")
                 || (name == "lm_head.weight" && config.tie_word_embeddings)
         });

@@ -22,7 +22,7 @@ pub struct LoadOptions<'a> {
     pub format: LoadFormat,
     /// Which kernels run the model.
     pub backend: Backend,
-    /// Called with the bytes read so far and the bytes in total.
+    /// Called with the bytes read so far and the bytes in total, from several threads at a time.
     pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
 }
 

@@ -1,5 +1,7 @@
 //! Embedding, layers, final norm and output projection.
 
+use std::collections::BTreeSet;
+
 use tch::{Kind, Tensor};
 
 use super::layer::{DecoderLayer, StepContext};
@@ -8,8 +10,8 @@ use crate::comm::{Collective, CommError};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::kv_cache::KvCache;
-use crate::layers::{Linear, Ops, RmsNorm};
-use crate::weights::{Loader, Part, Shard, Split};
+use crate::layers::{Linear, RmsNorm};
+use crate::weights::{LoadContext, Loader, Part, Split, in_parallel};
 
 /// A decoder-only transformer in the manner of Llama.
 #[derive(Debug)]
@@ -21,35 +23,57 @@ pub struct Decoder {
     lm_head: Option<Box<dyn Linear>>,
 }
 
+/// What one job of loading yields.
+enum Piece {
+    Vocabulary(Box<dyn Linear>),
+    Layer(DecoderLayer),
+}
+
 impl Decoder {
+    /// Loads all parts, several at a time.
     pub(crate) fn load(
-        loader: &mut Loader<'_>,
+        context: &LoadContext<'_>,
         config: &ModelConfig,
-        shard: Shard,
-        ops: Ops,
-    ) -> Result<Self, ModelError> {
-        let mut vocabulary = |name| {
-            let part = Part {
-                name,
-                out_features: config.vocab_size,
+    ) -> Result<(Self, BTreeSet<String>), ModelError> {
+        let vocabularies = if config.tie_word_embeddings { 1 } else { 2 };
+        // The vocabulary's matrices are the largest: they come first, the layers fill the gaps.
+        let pieces = in_parallel(vocabularies + config.num_layers, |index| {
+            let mut loader = Loader::new(context);
+            let piece = match index.checked_sub(vocabularies) {
+                Some(layer) => Piece::Layer(DecoderLayer::load(&mut loader, config, layer)?),
+                None => {
+                    let part = Part {
+                        name: ["model.embed_tokens", "lm_head"][index],
+                        out_features: config.vocab_size,
+                    };
+                    let width = config.hidden_size;
+                    Piece::Vocabulary(loader.linear(&[part], width, Split::Whole, false)?)
+                }
             };
-            loader.linear(&[part], config.hidden_size, Split::Whole, false)
-        };
-        let embedding = vocabulary("model.embed_tokens")?;
-        let lm_head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(vocabulary("lm_head")?),
-        };
-        let layers = (0..config.num_layers)
-            .map(|index| DecoderLayer::load(loader, config, index, shard, ops))
-            .collect::<Result<_, _>>()?;
+            Ok((piece, loader.into_used()))
+        })?;
+        let (mut tables, mut layers) = (Vec::new(), Vec::with_capacity(config.num_layers));
+        let mut loader = Loader::new(context);
         let norm = loader.norm("model.norm", config.hidden_size, config.rms_norm_eps)?;
-        Ok(Self {
+        let mut used = loader.into_used();
+        for (piece, names) in pieces {
+            used.extend(names);
+            match piece {
+                Piece::Vocabulary(table) => tables.push(table),
+                Piece::Layer(layer) => layers.push(layer),
+            }
+        }
+        let mut tables = tables.into_iter();
+        let (Some(embedding), lm_head) = (tables.next(), tables.next()) else {
+            unreachable!("the embedding is the first piece");
+        };
+        let decoder = Self {
             embedding,
             layers,
             norm,
             lm_head,
-        })
+        };
+        Ok((decoder, used))
     }
 
     /// Bytes of all matrices.

@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::kv_cache::LayerKv;
 use crate::layers::{Linear, Ops, RmsNorm};
-use crate::weights::{Loader, Part, Shard, Split};
+use crate::weights::{Loader, Part, Split};
 
 /// A layer of the decoder.
 #[derive(Debug)]
@@ -35,9 +35,8 @@ impl DecoderLayer {
         loader: &mut Loader<'_>,
         config: &ModelConfig,
         index: usize,
-        shard: Shard,
-        ops: Ops,
     ) -> Result<Self, ModelError> {
+        let (shard, ops) = (loader.shard(), loader.ops());
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);

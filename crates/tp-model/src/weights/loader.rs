@@ -1,6 +1,7 @@
 //! Builds layers from a source of weights, reading only this rank's share.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
@@ -58,44 +59,68 @@ pub(crate) struct Part<'a> {
 /// Called with bytes done and bytes in total.
 pub(crate) type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// Reads tensors and makes layers of them.
-pub(crate) struct Loader<'a> {
-    source: &'a Source,
-    shard: Shard,
-    ops: Ops,
+/// What all loaders of a model share.
+pub(crate) struct LoadContext<'a> {
+    pub(crate) source: Source,
+    pub(crate) shard: Shard,
+    pub(crate) ops: Ops,
     /// Dtype of weights.
-    weights: Kind,
+    pub(crate) weights: Kind,
     /// Dtype of activations, norms and biases.
-    activations: Kind,
-    device: Device,
-    progress: Option<Progress<'a>>,
+    pub(crate) activations: Kind,
+    pub(crate) device: Device,
+    pub(crate) progress: Option<Progress<'a>>,
+    /// Bytes read so far.
+    pub(crate) done: AtomicU64,
+    /// Bytes to read.
+    pub(crate) total: u64,
+}
+
+impl LoadContext<'_> {
+    /// Ends loading: warns of tensors that no layer used, except those for which `known` says
+    /// that they are redundant.
+    pub(crate) fn finish(&self, used: &BTreeSet<String>, known: impl Fn(&str) -> bool) {
+        if let Some(progress) = self.progress {
+            progress(self.total, self.total);
+        }
+        let Source::Checkpoint(source) = &self.source else {
+            return;
+        };
+        for (name, path) in source.names() {
+            if !used.contains(name) && !known(name) {
+                tracing::warn!(tensor = name, file = %path.display(), "unused tensor in the checkpoint");
+            }
+        }
+    }
+}
+
+/// Reads tensors and makes layers of them, in one thread.
+pub(crate) struct Loader<'a> {
+    context: &'a LoadContext<'a>,
     used: BTreeSet<String>,
-    done: u64,
-    total: u64,
 }
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(
-        source: &'a Source,
-        shard: Shard,
-        ops: Ops,
-        (weights, activations): (Kind, Kind),
-        device: Device,
-        total: u64,
-        progress: Option<Progress<'a>>,
-    ) -> Self {
+    pub(crate) fn new(context: &'a LoadContext<'a>) -> Self {
         Self {
-            source,
-            shard,
-            ops,
-            weights,
-            activations,
-            device,
-            progress,
+            context,
             used: BTreeSet::new(),
-            done: 0,
-            total,
         }
+    }
+
+    /// The rank's share.
+    pub(crate) fn shard(&self) -> Shard {
+        self.context.shard
+    }
+
+    /// Who computes.
+    pub(crate) fn ops(&self) -> Ops {
+        self.context.ops
+    }
+
+    /// Names of the tensors that were read.
+    pub(crate) fn into_used(self) -> BTreeSet<String> {
+        self.used
     }
 
     /// A layer of `parts` stacked, each `[out_features, in_features]`, with their biases.
@@ -109,38 +134,45 @@ impl<'a> Loader<'a> {
         // Before anything is allocated on the word of a configuration.
         for part in parts {
             let shape = [part.out_features, in_features];
-            self.source
+            self.context
+                .source
                 .expect(&format!("{}.weight", part.name), shape)?;
         }
         let cols = match split {
-            Split::In => self.shard.range(in_features),
+            Split::In => self.context.shard.range(in_features),
             Split::Whole | Split::Out => 0..in_features,
         };
         let rows_of = |shard: Shard, part: &Part<'_>| match split {
             Split::Out => shard.range(part.out_features),
             Split::Whole | Split::In => 0..part.out_features,
         };
-        let out: usize = parts.iter().map(|p| rows_of(self.shard, p).len()).sum();
-        let mut builder = self
-            .ops
-            .linear_builder(out, cols.len(), self.weights, self.device)?;
+        let out: usize = parts
+            .iter()
+            .map(|p| rows_of(self.context.shard, p).len())
+            .sum();
+        let mut builder = self.context.ops.linear_builder(
+            out,
+            cols.len(),
+            self.context.weights,
+            self.context.device,
+        )?;
         let mut at = 0;
         for part in parts {
             let name = format!("{}.weight", part.name);
             let shape = [part.out_features, in_features];
-            self.for_each_block(&name, shape, rows_of(self.shard, part), |block| {
+            self.for_each_block(&name, shape, rows_of(self.context.shard, part), |block| {
                 builder.put(at, block, cols.clone())?;
                 at += block.rows();
                 Ok(())
             })?;
         }
         // A bias that is added before the sum over ranks is added by one rank.
-        let bias = match bias && (split != Split::In || self.shard.rank == 0) {
+        let bias = match bias && (split != Split::In || self.context.shard.rank == 0) {
             true => {
                 let mut biases = Vec::with_capacity(parts.len());
                 for part in parts {
                     let name = format!("{}.bias", part.name);
-                    let rows = rows_of(self.shard, part);
+                    let rows = rows_of(self.context.shard, part);
                     let whole = self.vector(&name, part.out_features, None)?;
                     biases.push(whole.narrow(0, rows.start as i64, rows.len() as i64));
                 }
@@ -148,7 +180,7 @@ impl<'a> Loader<'a> {
             }
             false => None,
         };
-        Ok(builder.finish(bias, self.activations))
+        Ok(builder.finish(bias, self.context.activations))
     }
 
     /// A norm of `dim` dimensions; `name` is without `.weight`.
@@ -156,25 +188,27 @@ impl<'a> Loader<'a> {
         Ok(RmsNorm {
             weight: self.vector(&format!("{name}.weight"), dim, Some(1.0))?,
             eps,
-            ops: self.ops,
+            ops: self.context.ops,
         })
     }
 
     /// A vector in the dtype of activations. `dummy` is the value that it has in a dummy model;
     /// random without.
     fn vector(&mut self, name: &str, len: usize, dummy: Option<f64>) -> Result<Tensor, ModelError> {
-        let tensor = match (self.source, dummy) {
-            (Source::Dummy(_), Some(value)) => {
-                Tensor::full([len as i64], value, (self.activations, self.device))
-            }
+        let tensor = match (&self.context.source, dummy) {
+            (Source::Dummy(_), Some(value)) => Tensor::full(
+                [len as i64],
+                value,
+                (self.context.activations, self.context.device),
+            ),
             (Source::Dummy(source), None) => source.rows(name, 0, 1, len).to_tensor(),
             (Source::Checkpoint(source), _) => source.matrix(name, &[len])?.to_tensor(),
         };
         self.count(name, tensor.numel() * self.source_size(name));
         Ok(tensor
             .view([len as i64])
-            .to_kind(self.activations)
-            .to_device(self.device))
+            .to_kind(self.context.activations)
+            .to_device(self.context.device))
     }
 
     /// Calls `f` with successive blocks of `rows` of a tensor.
@@ -186,14 +220,14 @@ impl<'a> Loader<'a> {
         mut f: impl FnMut(&Matrix<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let step = (BLOCK_ELEMENTS / cols).max(1);
-        let matrix = match self.source {
+        let matrix = match &self.context.source {
             Source::Checkpoint(source) => Some(source.matrix(name, &[all_rows, cols])?),
             Source::Dummy(_) => None,
         };
         let size = self.source_size(name);
         for first in rows.clone().step_by(step) {
             let last = (first + step).min(rows.end);
-            match (self.source, &matrix) {
+            match (&self.context.source, &matrix) {
                 (Source::Dummy(source), _) => f(&source.rows(name, first, last - first, cols))?,
                 (Source::Checkpoint(source), Some(matrix)) => {
                     let block = matrix.slice(first..last);
@@ -208,7 +242,7 @@ impl<'a> Loader<'a> {
     }
 
     fn source_size(&self, name: &str) -> usize {
-        match self.source {
+        match &self.context.source {
             Source::Checkpoint(source) => source.kind_of(name),
             Source::Dummy(_) => None,
         }
@@ -220,25 +254,10 @@ impl<'a> Loader<'a> {
         if !self.used.contains(name) {
             self.used.insert(name.to_owned());
         }
-        self.done += bytes as u64;
-        if let Some(progress) = self.progress {
-            progress(self.done.min(self.total), self.total);
-        }
-    }
-
-    /// Ends loading: warns of tensors that no layer asked for, except those for which `known`
-    /// says that they are redundant.
-    pub(crate) fn finish(self, known: impl Fn(&str) -> bool) {
-        if let Some(progress) = self.progress {
-            progress(self.total, self.total);
-        }
-        let Source::Checkpoint(source) = self.source else {
-            return;
-        };
-        for (name, path) in source.names() {
-            if !self.used.contains(name) && !known(name) {
-                tracing::warn!(tensor = name, file = %path.display(), "unused tensor in the checkpoint");
-            }
+        let context = self.context;
+        let done = context.done.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        if let Some(progress) = context.progress {
+            progress(done.min(context.total), context.total);
         }
     }
 }

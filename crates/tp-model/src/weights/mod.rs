@@ -5,13 +5,15 @@ mod dummy;
 mod header;
 mod loader;
 mod matrix;
+mod parallel;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use dummy::Dummy;
-pub(crate) use loader::{Loader, Part, Source, Split};
+pub(crate) use loader::{LoadContext, Loader, Part, Source, Split};
 pub use matrix::Matrix;
+pub(crate) use parallel::in_parallel;
 
 /// A rank's share of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use tch::{Device, Kind, Tensor};
 
-use super::{Checkpoint, Dummy, Loader, Part, Shard, Source, Split};
+use super::{Checkpoint, Dummy, LoadContext, Loader, Part, Shard, Source, Split, in_parallel};
+use crate::error::ModelError;
 use crate::layers::{Linear, Ops};
 
 const HIDDEN: usize = 12;
@@ -58,9 +60,23 @@ impl Drop for Files {
     }
 }
 
-fn linear(source: &Source, ops: Ops, shard: Shard, split: Split) -> Box<dyn Linear> {
-    let kinds = (Kind::Float, Kind::Float);
-    let mut loader = Loader::new(source, shard, ops, kinds, Device::Cpu, 1, None);
+fn context(source: Source, ops: Ops, shard: Shard) -> LoadContext<'static> {
+    LoadContext {
+        source,
+        shard,
+        ops,
+        weights: Kind::Float,
+        activations: Kind::Float,
+        device: Device::Cpu,
+        progress: None,
+        done: AtomicU64::new(0),
+        total: 28 * (HIDDEN as u64 + 1) * 4,
+    }
+}
+
+fn linear(source: Source, ops: Ops, shard: Shard, split: Split) -> Box<dyn Linear> {
+    let context = context(source, ops, shard);
+    let mut loader = Loader::new(&context);
     loader.linear(&PARTS, HIDDEN, split, true).unwrap()
 }
 
@@ -73,10 +89,9 @@ fn close(a: &Tensor, b: &Tensor) {
 #[test]
 fn ranks_hold_their_share_of_each_stacked_tensor() {
     let files = Files::new("shards");
-    let source = files.source();
     let x = Tensor::rand([5, HIDDEN as i64], (Kind::Float, Device::Cpu));
     for ops in [Ops::Torch, Ops::Cpu] {
-        let whole = linear(&source, ops, Shard::WHOLE, Split::Out).forward(&x);
+        let whole = linear(files.source(), ops, Shard::WHOLE, Split::Out).forward(&x);
         assert_eq!(whole.size(), [5, 28]);
         for world_size in [2i64, 4] {
             let mut sum = Tensor::zeros_like(&whole);
@@ -85,7 +100,7 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
                     rank: rank as usize,
                     world_size: world_size as usize,
                 };
-                let got = linear(&source, ops, shard, Split::Out).forward(&x);
+                let got = linear(files.source(), ops, shard, Split::Out).forward(&x);
                 let (wide, narrow) = (20 / world_size, 8 / world_size);
                 let want = [
                     whole.narrow(1, rank * wide, wide),
@@ -95,9 +110,9 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
 
                 let cols = HIDDEN as i64 / world_size;
                 let mine = x.narrow(1, rank * cols, cols).contiguous();
-                sum += linear(&source, ops, shard, Split::In).forward(&mine);
+                sum += linear(files.source(), ops, shard, Split::In).forward(&mine);
                 close(
-                    &linear(&source, ops, shard, Split::Whole).forward(&x),
+                    &linear(files.source(), ops, shard, Split::Whole).forward(&x),
                     &whole,
                 );
             }
@@ -109,28 +124,22 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
 #[test]
 fn progress_rises_to_the_total() {
     let files = Files::new("progress");
-    let source = files.source();
-    let Source::Checkpoint(checkpoint) = &source else {
+    let Source::Checkpoint(checkpoint) = files.source() else {
         unreachable!()
     };
     let total = checkpoint.bytes();
     assert_eq!(total as usize, 28 * (HIDDEN + 1) * 4);
     let seen = Mutex::new(Vec::new());
     let progress = |done, of| seen.lock().unwrap().push((done, of));
-    let kinds = (Kind::Float, Kind::Float);
-    let (shard, device) = (Shard::WHOLE, Device::Cpu);
-    let mut loader = Loader::new(
-        &source,
-        shard,
-        Ops::Cpu,
-        kinds,
-        device,
-        total,
-        Some(&progress),
-    );
+    let context = LoadContext {
+        progress: Some(&progress),
+        ..context(files.source(), Ops::Cpu, Shard::WHOLE)
+    };
+    let mut loader = Loader::new(&context);
     loader.linear(&PARTS, HIDDEN, Split::Out, true).unwrap();
     assert_eq!(seen.lock().unwrap().last(), Some(&(total, total)));
-    loader.finish(|_| false);
+    context.finish(&loader.into_used(), |_| false);
+    drop(context);
     let seen = seen.into_inner().unwrap();
     assert!(seen.is_sorted() && seen.len() > 4 && seen.iter().all(|(_, of)| *of == total));
 }
@@ -140,7 +149,7 @@ fn dummy_weights_are_normal_and_follow_seed_and_name() {
     let x = Tensor::eye(HIDDEN as i64, (Kind::Float, Device::Cpu));
     let weight = |seed| {
         let source = Source::Dummy(Dummy::new(seed));
-        linear(&source, Ops::Cpu, Shard::WHOLE, Split::Out).forward(&x)
+        linear(source, Ops::Cpu, Shard::WHOLE, Split::Out).forward(&x)
     };
     let (a, again, b) = (weight(1), weight(1), weight(2));
     assert!(a.equal(&again) && !a.equal(&b));
@@ -158,4 +167,25 @@ fn dummy_weights_are_normal_and_follow_seed_and_name() {
         .to_kind(Kind::Float)
         .mean(Kind::Float);
     assert!((beyond.double_value(&[]) - 0.2).abs() < 0.01);
+}
+
+#[test]
+fn jobs_run_once_each_and_the_first_error_is_told() {
+    let runs: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
+    let run = |index: usize| runs[index].fetch_add(1, Ordering::Relaxed);
+    let threads = torch_ext::cpu::num_threads();
+    let squares = in_parallel(50, |index| {
+        run(index);
+        assert_eq!(torch_ext::cpu::num_threads(), 1);
+        Ok(index * index)
+    });
+    assert_eq!(squares.unwrap(), (0..50).map(|i| i * i).collect::<Vec<_>>());
+    assert!(runs.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+    let failed = in_parallel(50, |index| match index % 7 {
+        6 => Err(ModelError::Options(format!("job {index}"))),
+        _ => Ok(()),
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "job 6");
+    assert_eq!(torch_ext::cpu::num_threads(), threads);
+    assert!(in_parallel(0, |_| Ok(())).unwrap().is_empty());
 }

@@ -17,6 +17,12 @@ import llama_cpp as L
 import numpy as np
 
 
+def age():
+    """Seconds since this process was started (Linux)."""
+    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
+    return float(open("/proc/uptime").read().split()[0]) - ticks / 100
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True)
@@ -54,7 +60,7 @@ def main():
     def argmax(i):
         return int(np.ctypeslib.as_array(L.llama_get_logits_ith(ctx, i), shape=(vocab,)).argmax())
 
-    prefill, decode = [], []
+    prefill, decode, first = [], [], None
     for _ in range(args.num_iters):
         L.llama_memory_clear(L.llama_get_memory(ctx), True)
         last = []
@@ -65,6 +71,7 @@ def main():
                 part = ids[at:at + 512]
                 run([(t, at + i, seq, at + i == args.input_len - 1) for i, t in enumerate(part)])
             last.append(argmax(len(part) - 1))
+            first = first or age()
             prefill.append(args.input_len / (time.perf_counter() - start))
         start = time.perf_counter()
         for step in range(args.output_len - 1):
@@ -75,6 +82,7 @@ def main():
     print(json.dumps({
         "prefill_tokens_per_s": statistics.median(prefill),
         "decode_tokens_per_s": statistics.median(decode) if decode else None,
+        "start_to_first_token_s": first,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }))
 

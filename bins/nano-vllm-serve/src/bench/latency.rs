@@ -8,7 +8,7 @@ use engine::{Engine, Runner};
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{JsonFile, check_lengths, peak_rss_mib, random_request};
+use super::{JsonFile, check_lengths, peak_rss_mib, process_age, random_request};
 use crate::args::EngineArgs;
 use crate::say::say;
 use crate::sizes::parse_count;
@@ -47,6 +47,8 @@ struct Iteration {
     total: f64,
     /// From start until every request has its first token.
     prefill: f64,
+    /// Age of the process at that moment.
+    age: Option<f64>,
 }
 
 pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
@@ -56,13 +58,12 @@ pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
     let load_time = start.elapsed().as_secs_f64();
     check_lengths(args.input_len, args.output_len, engine.frontend().limits())?;
     let mut rng = StdRng::seed_from_u64(args.engine.seed);
-    for _ in 0..args.num_iters_warmup {
-        iteration(&mut engine, args, &mut rng)?;
-    }
-    let mut runs = Vec::new();
-    for _ in 0..args.num_iters {
-        runs.push(iteration(&mut engine, args, &mut rng)?);
-    }
+    let iterations = args.num_iters_warmup + args.num_iters as usize;
+    let mut runs = (0..iterations)
+        .map(|_| iteration(&mut engine, args, &mut rng))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let start_to_first_token = runs[0].age;
+    runs.drain(..args.num_iters_warmup);
 
     let mut latencies: Vec<f64> = runs.iter().map(|r| r.total).collect();
     let average = latencies.iter().sum::<f64>() / latencies.len() as f64;
@@ -103,6 +104,7 @@ pub fn run(args: &LatencyArgs) -> anyhow::Result<()> {
         "inter_token_latency_s": decode,
         "decode_tokens_per_s": decode.map(|itl| batch / itl),
         "load_time_s": load_time,
+        "start_to_first_token_s": start_to_first_token,
         "peak_rss_mib": peak_rss_mib(),
     }))
 }
@@ -130,12 +132,13 @@ fn iteration<R: Runner>(
     for request in requests {
         waiting.insert(engine.add_request(request)?);
     }
-    let mut prefill = 0.0;
+    let (mut prefill, mut age) = (0.0, None);
     while engine.has_work() {
         let step = engine.step();
         for (id, delta) in &step.deltas {
             if !delta.token_ids.is_empty() && waiting.remove(id) && waiting.is_empty() {
                 prefill = start.elapsed().as_secs_f64();
+                age = process_age();
             }
         }
         for (_, result) in step.finished {
@@ -145,6 +148,7 @@ fn iteration<R: Runner>(
     Ok(Iteration {
         total: start.elapsed().as_secs_f64(),
         prefill,
+        age,
     })
 }
 

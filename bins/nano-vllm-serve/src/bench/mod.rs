@@ -97,3 +97,15 @@ fn peak_rss_mib() -> Option<u64> {
         .ok()
         .map(|kib| kib / 1024)
 }
+
+/// Seconds since this process was started, loading of libraries included, to a hundredth
+/// (Linux; `None` elsewhere): field 22 of proc(5)'s `stat`, in ticks of 1/100 s since boot.
+fn process_age() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the command's name in brackets, which may hold spaces.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let started: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    Some(now - started / 100.0)
+}

@@ -161,6 +161,7 @@ fn bench_latency_writes_vllms_keys() {
         "decode_tokens_per_s",
         "inter_token_latency_s",
         "load_time_s",
+        "start_to_first_token_s",
     ] {
         assert!(json[key].as_f64().unwrap() > 0.0, "{key}");
     }

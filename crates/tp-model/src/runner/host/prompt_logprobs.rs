@@ -8,7 +8,8 @@ use paged_kv::TokenId;
 use sampler::{TokenLogprobs, prompt_logprobs};
 use tch::Tensor;
 
-use super::{Runner, SeqParams, to_host};
+use super::{HostRunner, to_host};
+use crate::runner::SeqParams;
 
 /// Rows of logits that exist at a time: a whole prompt's would take gigabytes.
 const ROWS_AT_A_TIME: usize = 64;
@@ -25,7 +26,7 @@ pub(super) struct PromptRows {
     count: i32,
 }
 
-impl Runner {
+impl HostRunner {
     /// Which logits sequences want for their prompts: for every token of a row that is followed
     /// by a token of the prompt.
     pub(super) fn prompt_rows(

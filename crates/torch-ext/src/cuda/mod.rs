@@ -24,6 +24,8 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod shim;
 #[cfg(feature = "cuda")]
+mod step;
+#[cfg(feature = "cuda")]
 mod stream;
 
 #[cfg(feature = "cuda")]
@@ -32,8 +34,13 @@ pub use self::{
     graph::{Graph, GraphPool},
     kernels::Kernels,
     memory::{Memory, memory, release_memory},
-    stream::{Event, PinnedCopy, copy_async, synchronize, use_new_stream},
+    step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
+    stream::{Event, Readback, Upload, copy_async, synchronize, use_new_stream},
 };
+
+/// Every `.cu` file, for [`compile_all`].
+#[cfg(feature = "cuda")]
+pub const SOURCES: &[&Source] = &[&step::SOURCE];
 
 /// Why the CUDA half of libtorch cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::CudaError;
 use super::shim::shim;
@@ -31,7 +31,7 @@ pub fn synchronize(device: usize) -> Result<(), CudaError> {
 }
 
 /// `dst.copy_(src)` in stream order, without waiting. The host side must be pinned, and must
-/// neither change nor be freed before the copy is done: [`PinnedCopy`] sees to that.
+/// neither change nor be freed before the copy is done: [`Upload`] and [`Readback`] see to that.
 pub fn copy_async(dst: &Tensor, src: &Tensor) -> Result<(), CudaError> {
     if dst.size() != src.size() {
         let (to, from) = (dst.size(), src.size());
@@ -91,71 +91,101 @@ impl Drop for Event {
     }
 }
 
-/// A pinned host tensor beside a device tensor of the same shape, with the event that says when
-/// the last copy between them was done.
+/// Pinned host buffers, written in turn, whose contents are copied to one device tensor. While a
+/// copy waits for the stream, the next one may be prepared.
 #[derive(Debug)]
-pub struct PinnedCopy {
-    /// Pinned host memory.
-    pub host: Tensor,
-    /// Device memory.
+pub struct Upload {
+    hosts: Vec<(Tensor, Event, bool)>,
+    next: usize,
+    /// `[capacity]` int32 on the device.
     pub device: Tensor,
-    done: Event,
-    pending: bool,
 }
 
-impl PinnedCopy {
-    /// Both sides of `[len]` elements of `kind`, zeroed.
-    pub fn new(len: usize, kind: tch::Kind, device: usize) -> Result<Self, CudaError> {
-        let failed = |e: tch::TchError| CudaError(e.to_string());
-        let on = Device::Cuda(device);
-        let host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(failed)?;
+impl Upload {
+    /// Room for `capacity` int32 values, with `depth` copies under way at a time.
+    pub fn new(capacity: usize, depth: usize, device: usize) -> Result<Self, CudaError> {
+        let hosts = (0..depth.max(1))
+            .map(|_| {
+                Ok((
+                    pinned(capacity, Kind::Int, device)?,
+                    Event::new(device, false)?,
+                    false,
+                ))
+            })
+            .collect::<Result<_, CudaError>>()?;
+        let on = (Kind::Int, Device::Cuda(device));
         Ok(Self {
-            host: host.f_pin_memory(on).map_err(failed)?,
-            device: Tensor::f_zeros([len as i64], (kind, on)).map_err(failed)?,
-            done: Event::new(device, false)?,
-            pending: false,
+            hosts,
+            next: 0,
+            device: Tensor::f_zeros([capacity as i64], on).map_err(torch)?,
         })
     }
 
-    /// Waits until the host side may be read (after [`PinnedCopy::download`]) or written (after
-    /// [`PinnedCopy::upload`]).
-    pub fn wait(&mut self) -> Result<(), CudaError> {
-        if std::mem::take(&mut self.pending) {
-            self.done.synchronize()?;
-        }
-        Ok(())
-    }
-
-    /// Writes `values` at the front of the host side (waiting for an earlier copy of it) and
-    /// starts their copy to the device.
-    pub fn upload<T: tch::kind::Element + Copy>(&mut self, values: &[T]) -> Result<(), CudaError> {
+    /// Starts the copy of `values` to the front of the device tensor, in stream order.
+    pub fn send(&mut self, values: &[i32]) -> Result<(), CudaError> {
         if values.is_empty() {
             return Ok(());
         }
-        self.wait()?;
-        let len = values.len() as i64;
-        if len > self.host.size()[0] {
-            let room = self.host.size()[0];
+        let (len, room) = (values.len() as i64, self.device.size()[0]);
+        if len > room {
             return Err(CudaError(format!("upload of {len} values into {room}")));
         }
-        let mut host = self.host.narrow(0, 0, len);
-        host.f_copy_(&Tensor::from_slice(values))
-            .map_err(|e| CudaError(e.to_string()))?;
+        let depth = self.hosts.len();
+        let (host, done, pending) = &mut self.hosts[self.next];
+        self.next = (self.next + 1) % depth;
+        if std::mem::take(pending) {
+            done.synchronize()?;
+        }
+        let mut host = host.narrow(0, 0, len);
+        host.f_copy_(&Tensor::from_slice(values)).map_err(torch)?;
         copy_async(&self.device.narrow(0, 0, len), &host)?;
-        self.mark()
-    }
-
-    /// Starts the copy of the first `len` elements of the device side to the host side.
-    pub fn download(&mut self, len: usize) -> Result<(), CudaError> {
-        self.wait()?;
-        let len = len as i64;
-        copy_async(&self.host.narrow(0, 0, len), &self.device.narrow(0, 0, len))?;
-        self.mark()
-    }
-
-    fn mark(&mut self) -> Result<(), CudaError> {
-        self.done.record()?;
-        self.pending = true;
+        done.record()?;
+        *pending = true;
         Ok(())
     }
+}
+
+/// A pinned host tensor that results are copied to.
+#[derive(Debug)]
+pub struct Readback {
+    host: Tensor,
+    done: Event,
+    len: i64,
+}
+
+impl Readback {
+    /// Room for `capacity` values of `kind`.
+    pub fn new(capacity: usize, kind: Kind, device: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            host: pinned(capacity, kind, device)?,
+            done: Event::new(device, false)?,
+            len: 0,
+        })
+    }
+
+    /// Starts the copy of a one-dimensional device tensor, in stream order.
+    pub fn start(&mut self, from: &Tensor) -> Result<(), CudaError> {
+        let (len, room) = (from.size().iter().product(), self.host.size()[0]);
+        if len > room {
+            return Err(CudaError(format!("readback of {len} values into {room}")));
+        }
+        copy_async(&self.host.narrow(0, 0, len), &from.view([-1]))?;
+        self.len = len;
+        self.done.record()
+    }
+
+    /// Waits for the copy; the values, on the host.
+    pub fn wait(&self) -> Result<Tensor, CudaError> {
+        self.done.synchronize()?;
+        Ok(self.host.narrow(0, 0, self.len))
+    }
+}
+
+fn pinned(len: usize, kind: Kind, device: usize) -> Result<Tensor, CudaError> {
+    let host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(torch)?;
+    host.f_pin_memory(Device::Cuda(device)).map_err(torch)
+}
+
+fn torch(error: tch::TchError) -> CudaError {
+    CudaError(error.to_string())
 }

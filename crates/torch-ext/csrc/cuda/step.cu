@@ -1,0 +1,63 @@
+// Turns what the host says of a step into the tensors that the model reads, and hands sampled tokens on to the next
+// step, so that the host never waits for a token in between.
+#include "common.cuh"
+
+// A row of the step: a range of one sequence's tokens. As the host packs it, five integers.
+struct Row {
+    int slot;    // which sequence; negative: padding, one token that leads nowhere
+    int start;   // position of the first token
+    int len;     // number of tokens
+    int source;  // where in `tokens` they stand; negative: the token that was sampled last, one row
+    int first;   // index of the first token in the flat batch
+};
+
+// Block tables by slot. segments: [count][4] of (slot, at, offset, len): entries at.. of the slot's table become
+// blocks[offset..offset + len]. Grid: one block a segment.
+extern "C" __global__ void apply_tables(const int* __restrict__ segments, const int* __restrict__ blocks,
+                                        int* __restrict__ tables, int width) {
+    const int* segment = segments + 4 * blockIdx.x;
+    int* table = tables + static_cast<long long>(segment[0]) * width + segment[1];
+    for (int i = threadIdx.x; i < segment[3]; i += blockDim.x) table[i] = blocks[segment[2] + i];
+}
+
+// Grid: one block a row.
+extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int* __restrict__ tokens,
+                                        const int* __restrict__ last_token, const int* __restrict__ tables, int width,
+                                        int block_size, long long* __restrict__ ids, long long* __restrict__ positions,
+                                        long long* __restrict__ cache_slots, int* __restrict__ query_start,
+                                        int* __restrict__ context_len, int* __restrict__ row_tables,
+                                        int* __restrict__ row_slots, int* __restrict__ row_ends) {
+    const int r = blockIdx.x;
+    const Row row = reinterpret_cast<const Row*>(rows)[r];
+    const bool padding = row.slot < 0;
+    const int end = row.start + row.len;
+    const int* table = tables + static_cast<long long>(padding ? 0 : row.slot) * width;
+    for (int i = threadIdx.x; i < row.len; i += blockDim.x) {
+        const int position = row.start + i;
+        const int flat = row.first + i;
+        ids[flat] = padding ? 0 : row.source < 0 ? last_token[row.slot] : tokens[row.source + i];
+        positions[flat] = padding ? 0 : position;
+        cache_slots[flat] = padding ? -1
+                                    : static_cast<long long>(table[position / block_size]) * block_size +
+                                          position % block_size;
+    }
+    const int used = padding ? 0 : (end + block_size - 1) / block_size;
+    for (int i = threadIdx.x; i < used; i += blockDim.x) {
+        row_tables[static_cast<long long>(r) * width + i] = table[i];
+    }
+    if (threadIdx.x == 0) {
+        query_start[r] = row.first;
+        if (r == gridDim.x - 1) query_start[r + 1] = row.first + row.len;
+        context_len[r] = padding ? 0 : end;
+        row_slots[r] = row.slot;
+        row_ends[r] = end;
+    }
+}
+
+// last_token[slots[i]] = tokens[i]. A row that could not be sampled (negative) goes on with token 0: its sequence ends
+// before anybody reads what follows.
+extern "C" __global__ void keep_tokens(const int* __restrict__ tokens, const int* __restrict__ slots, int count,
+                                       int* __restrict__ last_token) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count && slots[i] >= 0) last_token[slots[i]] = max(tokens[i], 0);
+}

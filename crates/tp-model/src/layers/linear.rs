@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use super::RmsNorm;
 use crate::error::ModelError;
 use crate::weights::Matrix;
 
@@ -12,6 +13,18 @@ use crate::weights::Matrix;
 pub trait Linear: Send + fmt::Debug {
     /// `x W^T + bias` for `x` of `[tokens, in_features]`.
     fn forward(&self, x: &Tensor) -> Tensor;
+
+    /// `residual += x` (if there is one), then this layer of the residual's norm. Kernels that do
+    /// all of it at once override this.
+    fn forward_normed(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        self.forward(&norm.maybe_add_forward(x, residual))
+    }
+
+    /// As [`Linear::forward_normed`], for a weight of gates followed by as many others:
+    /// `silu(gate) * up` of the result.
+    fn forward_gated(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        norm.ops.silu_mul(&self.forward_normed(x, residual, norm))
+    }
 
     /// Rows of the weight, `[ids, in_features]`, in the dtype of activations: the embedding,
     /// which may share its storage with the output projection. `ids` are int64.
@@ -81,6 +94,12 @@ impl DenseBuilder {
     ) -> Result<Self, tch::TchError> {
         let shape = [out_features as i64, in_features as i64];
         Tensor::f_empty(shape, (kind, device)).map(Self)
+    }
+
+    /// The weight as it stands.
+    #[cfg(feature = "cuda")]
+    pub(super) fn into_weight(self) -> Tensor {
+        self.0
     }
 }
 

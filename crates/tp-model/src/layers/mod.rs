@@ -1,6 +1,8 @@
 //! The parts of a decoder. A layer does not know how its weight is stored nor on which device it
 //! runs: [`Linear`] hides the former, [`Ops`] the latter.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod linear;
 mod ops;
 mod packed;
@@ -33,5 +35,13 @@ impl RmsNorm {
     /// Adds `x` to `residual` in place, and returns the norm of the sum.
     pub fn add_forward(&self, x: &Tensor, residual: &mut Tensor) -> Tensor {
         self.ops.add_rms_norm(x, residual, &self.weight, self.eps)
+    }
+
+    /// [`RmsNorm::add_forward`], or [`RmsNorm::forward`] if there is nothing to add.
+    pub fn maybe_add_forward(&self, x: Option<&Tensor>, residual: &mut Tensor) -> Tensor {
+        match x {
+            Some(x) => self.add_forward(x, residual),
+            None => self.forward(residual),
+        }
     }
 }

@@ -1,19 +1,27 @@
 //! Elementwise operations, and the one place that decides who computes what.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::cpu;
 
+#[cfg(feature = "cuda")]
+use super::cuda::CudaBuilder;
 use super::linear::{DenseBuilder, LinearBuilder};
 use super::packed::PackedBuilder;
 use crate::error::ModelError;
 
 /// Who computes matrix products, norms and activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Ops {
     /// libtorch, on any device.
     Torch,
     /// Our own CPU kernels, on float32 activations.
     Cpu,
+    /// Our own CUDA kernels, on bfloat16 or float16 weights and activations.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<torch_ext::cuda::Kernels>),
 }
 
 /// The result of a kernel. Like `tch` itself it panics on arguments that do not fit: they are
@@ -25,7 +33,7 @@ pub(crate) fn computed<T>(result: Result<T, torch_ext::Error>) -> T {
 
 impl Ops {
     /// RMS norm over the last dimension, computed in float32.
-    pub fn rms_norm(self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    pub fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
         match self {
             Ops::Torch => {
                 let wide = x.to_kind(Kind::Float);
@@ -33,12 +41,14 @@ impl Ops {
                 (wide * (mean_square + eps).rsqrt()).to_kind(x.kind()) * weight
             }
             Ops::Cpu => computed(cpu::rms_norm(x, weight, eps)),
+            #[cfg(feature = "cuda")]
+            Ops::Cuda(kernels) => computed(kernels.rms_norm(x, weight, eps)),
         }
     }
 
     /// `residual += x`, then the RMS norm of `residual`.
     pub fn add_rms_norm(
-        self,
+        &self,
         x: &Tensor,
         residual: &mut Tensor,
         weight: &Tensor,
@@ -50,23 +60,27 @@ impl Ops {
                 self.rms_norm(residual, weight, eps)
             }
             Ops::Cpu => computed(cpu::add_rms_norm(residual, x, weight, eps)),
+            #[cfg(feature = "cuda")]
+            Ops::Cuda(kernels) => computed(kernels.add_rms_norm(residual, x, weight, eps)),
         }
     }
 
     /// `silu(gate) * up` of `[tokens, 2 * width]`, gate first.
-    pub fn silu_mul(self, gate_up: &Tensor) -> Tensor {
+    pub fn silu_mul(&self, gate_up: &Tensor) -> Tensor {
         match self {
             Ops::Torch => {
                 let halves = gate_up.chunk(2, -1);
                 halves[0].silu() * &halves[1]
             }
             Ops::Cpu => computed(cpu::silu_mul(gate_up)),
+            #[cfg(feature = "cuda")]
+            Ops::Cuda(kernels) => computed(kernels.silu_mul(gate_up)),
         }
     }
 
     /// Storage for a weight of `[out, in]`.
     pub fn linear_builder(
-        self,
+        &self,
         out_features: usize,
         in_features: usize,
         kind: Kind,
@@ -75,6 +89,11 @@ impl Ops {
         Ok(match self {
             Ops::Torch => Box::new(DenseBuilder::new(out_features, in_features, kind, device)?),
             Ops::Cpu => Box::new(PackedBuilder::new(out_features, in_features, kind)?),
+            #[cfg(feature = "cuda")]
+            Ops::Cuda(kernels) => Box::new(CudaBuilder::new(
+                kernels.clone(),
+                DenseBuilder::new(out_features, in_features, kind, device)?,
+            )),
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::comm::{Collective, CommError};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::kv_cache::LayerKv;
-use crate::layers::{Linear, Ops, RmsNorm};
+use crate::layers::{Linear, RmsNorm};
 use crate::weights::{Loader, Part, Split};
 
 /// A layer of the decoder.
@@ -20,7 +20,6 @@ pub struct DecoderLayer {
     post_norm: RmsNorm,
     gate_up: Box<dyn Linear>,
     down: Box<dyn Linear>,
-    ops: Ops,
 }
 
 /// What every layer of a step needs.
@@ -36,7 +35,7 @@ impl DecoderLayer {
         config: &ModelConfig,
         index: usize,
     ) -> Result<Self, ModelError> {
-        let (shard, ops) = (loader.shard(), loader.ops());
+        let shard = loader.shard();
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
@@ -79,7 +78,6 @@ impl DecoderLayer {
             post_norm,
             gate_up,
             down,
-            ops,
         })
     }
 
@@ -97,18 +95,17 @@ impl DecoderLayer {
         kv: &LayerKv,
         step: &StepContext<'_>,
     ) -> Result<Tensor, CommError> {
-        let h = match x {
-            None => self.input_norm.forward(residual),
-            Some(x) => self.input_norm.add_forward(&x, residual),
-        };
-        let qkv = self.qkv.forward(&h);
+        let qkv = self
+            .qkv
+            .forward_normed(x.as_ref(), residual, &self.input_norm);
         let q = step
             .attention
             .write_kv(&qkv, &self.attention, kv, step.batch);
         let attended = step.attention.attend(&q, &self.attention, kv, step.batch);
         let o = step.comm.all_reduce_sum(self.o.forward(&attended))?;
-        let h = self.post_norm.add_forward(&o, residual);
-        let h = self.ops.silu_mul(&self.gate_up.forward(&h));
+        let h = self
+            .gate_up
+            .forward_gated(Some(&o), residual, &self.post_norm);
         step.comm.all_reduce_sum(self.down.forward(&h))
     }
 }

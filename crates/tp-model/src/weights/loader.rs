@@ -113,11 +113,6 @@ impl<'a> Loader<'a> {
         self.context.shard
     }
 
-    /// Who computes.
-    pub(crate) fn ops(&self) -> Ops {
-        self.context.ops
-    }
-
     /// Names of the tensors that were read.
     pub(crate) fn into_used(self) -> BTreeSet<String> {
         self.used
@@ -188,7 +183,7 @@ impl<'a> Loader<'a> {
         Ok(RmsNorm {
             weight: self.vector(&format!("{name}.weight"), dim, Some(1.0))?,
             eps,
-            ops: self.context.ops,
+            ops: self.context.ops.clone(),
         })
     }
 

@@ -91,7 +91,7 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
     let files = Files::new("shards");
     let x = Tensor::rand([5, HIDDEN as i64], (Kind::Float, Device::Cpu));
     for ops in [Ops::Torch, Ops::Cpu] {
-        let whole = linear(files.source(), ops, Shard::WHOLE, Split::Out).forward(&x);
+        let whole = linear(files.source(), ops.clone(), Shard::WHOLE, Split::Out).forward(&x);
         assert_eq!(whole.size(), [5, 28]);
         for world_size in [2i64, 4] {
             let mut sum = Tensor::zeros_like(&whole);
@@ -100,7 +100,7 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
                     rank: rank as usize,
                     world_size: world_size as usize,
                 };
-                let got = linear(files.source(), ops, shard, Split::Out).forward(&x);
+                let got = linear(files.source(), ops.clone(), shard, Split::Out).forward(&x);
                 let (wide, narrow) = (20 / world_size, 8 / world_size);
                 let want = [
                     whole.narrow(1, rank * wide, wide),
@@ -110,9 +110,9 @@ fn ranks_hold_their_share_of_each_stacked_tensor() {
 
                 let cols = HIDDEN as i64 / world_size;
                 let mine = x.narrow(1, rank * cols, cols).contiguous();
-                sum += linear(files.source(), ops, shard, Split::In).forward(&mine);
+                sum += linear(files.source(), ops.clone(), shard, Split::In).forward(&mine);
                 close(
-                    &linear(files.source(), ops, shard, Split::Whole).forward(&x),
+                    &linear(files.source(), ops.clone(), shard, Split::Whole).forward(&x),
                     &whole,
                 );
             }

@@ -1,0 +1,120 @@
+//! Matrix products on a GPU: our own kernels for the few rows of a decode step, cuBLAS for more.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda::Kernels;
+
+use super::RmsNorm;
+use super::linear::{DenseBuilder, Linear, LinearBuilder};
+use super::ops::computed;
+use crate::error::ModelError;
+use crate::weights::Matrix;
+
+/// A weight in bfloat16 or float16, multiplied with activations of the same dtype.
+#[derive(Debug)]
+pub struct CudaLinear {
+    kernels: Arc<Kernels>,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl CudaLinear {
+    fn rows_of(x: &Tensor) -> usize {
+        x.size()[0] as usize
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        let size = self.weight.size();
+        (size[0] as usize, size[1] as usize)
+    }
+}
+
+impl Linear for CudaLinear {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let (out_features, in_features) = self.shape();
+        if Self::rows_of(x) <= self.kernels.linear_small_rows(out_features, in_features) {
+            return computed(
+                self.kernels
+                    .linear_small(x, &self.weight, self.bias.as_ref()),
+            );
+        }
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+
+    fn forward_normed(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        let (out_features, in_features) = self.shape();
+        if Self::rows_of(residual) <= self.kernels.fused_rows(out_features, in_features) {
+            let (y, sum) = computed(self.kernels.add_norm_linear(
+                residual,
+                x,
+                &norm.weight,
+                norm.eps,
+                &self.weight,
+                self.bias.as_ref(),
+            ));
+            *residual = sum;
+            return y;
+        }
+        self.forward(&norm.maybe_add_forward(x, residual))
+    }
+
+    fn forward_gated(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        let (out_features, in_features) = self.shape();
+        if self.bias.is_none()
+            && Self::rows_of(residual) <= self.kernels.fused_rows(out_features, in_features)
+        {
+            let (y, sum) = computed(self.kernels.add_norm_gated(
+                residual,
+                x,
+                &norm.weight,
+                norm.eps,
+                &self.weight,
+            ));
+            *residual = sum;
+            return y;
+        }
+        norm.ops.silu_mul(&self.forward_normed(x, residual, norm))
+    }
+
+    fn rows(&self, ids: &Tensor) -> Tensor {
+        computed(self.kernels.gather_rows(&self.weight, ids))
+    }
+
+    fn bytes(&self) -> usize {
+        self.weight.numel() * self.weight.kind().elt_size_in_bytes()
+    }
+}
+
+/// Builds a [`CudaLinear`].
+#[derive(Debug)]
+pub(super) struct CudaBuilder {
+    kernels: Arc<Kernels>,
+    dense: DenseBuilder,
+}
+
+impl CudaBuilder {
+    pub(super) fn new(kernels: Arc<Kernels>, dense: DenseBuilder) -> Self {
+        Self { kernels, dense }
+    }
+}
+
+impl LinearBuilder for CudaBuilder {
+    fn put(
+        &mut self,
+        row: usize,
+        block: &Matrix<'_>,
+        cols: Range<usize>,
+    ) -> Result<(), ModelError> {
+        self.dense.put(row, block, cols)
+    }
+
+    fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear> {
+        Box::new(CudaLinear {
+            kernels: self.kernels,
+            weight: self.dense.into_weight(),
+            bias: bias.map(|b| b.to_kind(activations)),
+        })
+    }
+}

@@ -22,6 +22,18 @@ pub(crate) struct Slot {
     blocks: Vec<i32>,
 }
 
+#[cfg(feature = "cuda")]
+impl Slot {
+    /// The block table.
+    pub(crate) fn blocks(&self) -> &[i32] {
+        &self.blocks
+    }
+
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+}
+
 /// The slots.
 #[derive(Debug)]
 pub(crate) struct InputBatch {

@@ -22,6 +22,8 @@ pub struct Model {
     decoder: Decoder,
     attention: Box<dyn AttentionBackend>,
     comm: Box<dyn Collective>,
+    #[cfg(feature = "cuda")]
+    kernels: Option<std::sync::Arc<torch_ext::cuda::Kernels>>,
     device: Device,
     kind: Kind,
 }
@@ -37,7 +39,7 @@ impl Model {
             Device::Cpu => Kind::Float,
             _ => kind,
         };
-        let (ops, attention) = options.backend.build(options.device)?;
+        let compute = options.backend.build(options.device, kind, &config)?;
         let source = options.format.open(dir)?;
         let total = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(),
@@ -46,7 +48,7 @@ impl Model {
         let context = LoadContext {
             source,
             shard: Shard::WHOLE,
-            ops,
+            ops: compute.ops,
             weights: kind,
             activations,
             device: options.device,
@@ -64,7 +66,9 @@ impl Model {
         Ok(Self {
             config,
             decoder,
-            attention,
+            attention: compute.attention,
+            #[cfg(feature = "cuda")]
+            kernels: compute.kernels,
             comm: Box::new(Solo),
             device: options.device,
             kind,
@@ -112,12 +116,12 @@ impl Model {
         bytes / self.kv_bytes_per_block(block_size)
     }
 
-    /// Final hidden states of the tokens at `rows` of `ids`, both int64; writes all tokens' keys
-    /// and values.
+    /// Final hidden states of the tokens at `rows` of `ids`, both int64 (`None`: of all); writes
+    /// all tokens' keys and values.
     pub(crate) fn forward(
         &self,
         ids: &Tensor,
-        rows: &Tensor,
+        rows: Option<&Tensor>,
         cache: &KvCache,
         batch: &AttentionBatch,
     ) -> Result<Tensor, CommError> {
@@ -134,6 +138,18 @@ impl Model {
     /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`].
     pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
         self.decoder.logits(hidden)
+    }
+
+    /// As [`Model::logits`], in the dtype of activations.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Tensor {
+        self.decoder.raw_logits(hidden)
+    }
+
+    /// The CUDA kernels, if those run this model.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kernels(&self) -> Option<std::sync::Arc<torch_ext::cuda::Kernels>> {
+        self.kernels.clone()
     }
 }
 

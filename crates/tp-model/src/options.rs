@@ -2,11 +2,17 @@
 
 use std::path::Path;
 use std::str::FromStr;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 use tch::{Device, Kind};
+#[cfg(feature = "cuda")]
+use torch_ext::cuda::Kernels;
 
+#[cfg(feature = "cuda")]
+use crate::attention::Paged;
 use crate::attention::{AttentionBackend, Cpu, Reference, Sdpa};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::error::ModelError;
 use crate::layers::Ops;
 use crate::weights::{Checkpoint, Dummy, Source};
@@ -124,23 +130,95 @@ pub enum Backend {
     Torch,
     /// Our own CPU kernels, the same bits whatever the batch: the default on the CPU.
     Cpu,
+    /// Our own CUDA kernels for bfloat16 and float16: the default on a GPU for models of these
+    /// dtypes.
+    Cuda,
+}
+
+/// Who runs a model.
+pub(crate) struct Compute {
+    pub(crate) ops: Ops,
+    pub(crate) attention: Box<dyn AttentionBackend>,
+    /// The CUDA kernels, if those run everything.
+    #[cfg(feature = "cuda")]
+    pub(crate) kernels: Option<Arc<Kernels>>,
 }
 
 impl Backend {
     pub(crate) fn build(
         self,
         device: Device,
-    ) -> Result<(Ops, Box<dyn AttentionBackend>), ModelError> {
+        kind: Kind,
+        config: &ModelConfig,
+    ) -> Result<Compute, ModelError> {
+        let compute = |ops, attention| Compute {
+            ops,
+            attention,
+            #[cfg(feature = "cuda")]
+            kernels: None,
+        };
+        let unfit = cuda_unfit(device, kind, config);
         Ok(match (self, device) {
-            (Backend::Cpu | Backend::Auto, Device::Cpu) => (Ops::Cpu, Box::new(Cpu)),
+            (Backend::Cpu | Backend::Auto, Device::Cpu) => compute(Ops::Cpu, Box::new(Cpu)),
             (Backend::Cpu, _) => {
                 let what = format!("backend `cpu` does not run on {device:?}; use auto or torch");
                 return Err(ModelError::Options(what));
             }
-            (Backend::Torch | Backend::Auto, _) => (Ops::Torch, Box::new(Sdpa)),
-            (Backend::Reference, _) => (Ops::Torch, Box::new(Reference)),
+            (Backend::Cuda | Backend::Auto, _) if unfit.is_none() => cuda(device)?,
+            (Backend::Cuda, _) => {
+                let why = unfit.unwrap_or_default();
+                let what = format!("backend `cuda` {why}; use auto or torch");
+                return Err(ModelError::Options(what));
+            }
+            (Backend::Torch | Backend::Auto, _) => compute(Ops::Torch, Box::new(Sdpa)),
+            (Backend::Reference, _) => compute(Ops::Torch, Box::new(Reference)),
         })
     }
+}
+
+/// Why our CUDA kernels cannot run a model, if they cannot.
+fn cuda_unfit(device: Device, kind: Kind, config: &ModelConfig) -> Option<String> {
+    if !cfg!(feature = "cuda") {
+        return Some("is not in this build, which has no CUDA support".to_owned());
+    }
+    if !matches!(device, Device::Cuda(_)) {
+        return Some(format!("does not run on {device:?}"));
+    }
+    if !matches!(kind, Kind::BFloat16 | Kind::Half) {
+        return Some(format!("takes bfloat16 and float16, not {kind:?}"));
+    }
+    if !CUDA_HEAD_DIMS.contains(&config.head_dim) {
+        let dim = config.head_dim;
+        return Some(format!(
+            "has no kernel for head size {dim}, only {CUDA_HEAD_DIMS:?}"
+        ));
+    }
+    if matches!(config.rope.scaling, RopeScaling::Dynamic { .. }) {
+        return Some("has no table of angles for dynamic rotary scaling".to_owned());
+    }
+    None
+}
+
+/// Head sizes that the attention kernels are compiled for.
+const CUDA_HEAD_DIMS: &[usize] = &[64, 80, 96, 128, 256];
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: Device) -> Result<Compute, ModelError> {
+    unreachable!("refused by `cuda_unfit`")
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(device: Device) -> Result<Compute, ModelError> {
+    let Device::Cuda(index) = device else {
+        unreachable!("refused by `cuda_unfit`")
+    };
+    let kernels = Kernels::new(index).map_err(|e| ModelError::Options(e.to_string()))?;
+    let kernels = Arc::new(kernels);
+    Ok(Compute {
+        ops: Ops::Cuda(kernels.clone()),
+        attention: Box::new(Paged::new(kernels.clone())),
+        kernels: Some(kernels),
+    })
 }
 
 impl FromStr for Backend {
@@ -152,7 +230,8 @@ impl FromStr for Backend {
             "reference" => Self::Reference,
             "torch" => Self::Torch,
             "cpu" => Self::Cpu,
-            _ => return Err(unknown("backend", s, "auto, reference, torch, cpu")),
+            "cuda" => Self::Cuda,
+            _ => return Err(unknown("backend", s, "auto, reference, torch, cpu, cuda")),
         })
     }
 }

@@ -102,7 +102,7 @@ impl Session<'_> {
         let (ids, batch) = self.input.finish();
         let hidden = self
             .model
-            .forward(&ids, &rows, &self.cache, batch)
+            .forward(&ids, Some(&rows), &self.cache, batch)
             .map_err(|e| ModelError::Options(e.to_string()))?;
         self.len += more;
         Ok(self.model.logits(&hidden).to_device(Device::Cpu))

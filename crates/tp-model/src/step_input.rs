@@ -58,6 +58,8 @@ impl StepInput {
                     sin: none(),
                     index: none(),
                 },
+                #[cfg(feature = "cuda")]
+                work: None,
             },
         }
     }

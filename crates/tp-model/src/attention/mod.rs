@@ -1,11 +1,15 @@
 //! Attention over the paged cache.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod eager;
 mod reference;
 mod sdpa;
 
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::{Paged, PagedWork};
 pub use reference::Reference;
 pub use sdpa::Sdpa;
 use tch::Tensor;
@@ -51,6 +55,9 @@ pub struct AttentionBatch {
     pub slots: Tensor,
     /// Rotary angles of the tokens.
     pub rope: RopeRows,
+    /// Who does what in our CUDA kernels; `None` for the other backends.
+    #[cfg(feature = "cuda")]
+    pub work: Option<PagedWork>,
 }
 
 /// [`AttentionBatch`]'s integers where a loop over sequences can read them.

@@ -84,11 +84,11 @@ impl Decoder {
     }
 
     /// Runs the tokens `ids` (int64), writes their keys and values, and returns the final hidden
-    /// states of those at `rows` (int64): what [`Decoder::logits`] takes.
+    /// states of those at `rows` (int64; `None`: of all): what [`Decoder::logits`] takes.
     pub fn forward(
         &self,
         ids: &Tensor,
-        rows: &Tensor,
+        rows: Option<&Tensor>,
         cache: &KvCache,
         batch: &AttentionBatch,
         attention: &dyn AttentionBackend,
@@ -105,18 +105,21 @@ impl Decoder {
             x = Some(layer.forward(x, &mut residual, kv, &step)?);
         }
         // The norm works row by row: only those that become logits.
-        let mut residual = residual.index_select(0, rows);
-        Ok(match x {
-            Some(x) => self
-                .norm
-                .add_forward(&x.index_select(0, rows), &mut residual),
-            None => self.norm.forward(&residual),
-        })
+        if let Some(rows) = rows {
+            residual = residual.index_select(0, rows);
+            x = x.map(|x| x.index_select(0, rows));
+        }
+        Ok(self.norm.maybe_add_forward(x.as_ref(), &mut residual))
     }
 
     /// Logits, float32 `[rows, vocab]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        self.raw_logits(hidden).to_kind(Kind::Float)
+    }
+
+    /// Logits as they were computed, in the dtype of activations.
+    pub fn raw_logits(&self, hidden: &Tensor) -> Tensor {
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        head.forward(hidden).to_kind(Kind::Float)
+        head.forward(hidden)
     }
 }

@@ -1,14 +1,22 @@
 //! Runs the steps that a scheduler plans.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod host;
+mod prompt_logprobs;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use batch_scheduler::{ModelRunner, StepOutput, StepPlan};
+use batch_scheduler::{ModelRunner, Sampled, StepOutput, StepPlan};
 use paged_kv::TokenId;
-use sampler::{SamplingParams, TokenLogprobs};
+use sampler::{SampleResult, SamplingParams, TokenLogprobs};
+use smallvec::{SmallVec, smallvec};
+use tch::{Device, Tensor};
 
 use self::host::HostRunner;
+use self::prompt_logprobs::prompt_rows;
 use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 
@@ -47,6 +55,9 @@ pub struct StepTicket(Launched);
 enum Launched {
     /// Computed already.
     Done(StepOutput<TokenLogprobs>),
+    /// On its way.
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::CudaTicket),
 }
 
 /// A model with its cache and the state of all running sequences, on one device.
@@ -56,6 +67,8 @@ pub struct Runner(Kind);
 #[derive(Debug)]
 enum Kind {
     Host(Box<HostRunner>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::CudaRunner>),
 }
 
 impl Runner {
@@ -72,6 +85,11 @@ impl Runner {
                 )));
             }
         }
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = model.kernels() {
+            let runner = cuda::CudaRunner::new(model, kernels, config)?;
+            return Ok(Self(Kind::Cuda(Box::new(runner))));
+        }
         HostRunner::new(model, config).map(|runner| Self(Kind::Host(Box::new(runner))))
     }
 
@@ -79,6 +97,8 @@ impl Runner {
     pub fn model(&self) -> &Model {
         match &self.0 {
             Kind::Host(runner) => runner.model(),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.model(),
         }
     }
 
@@ -86,6 +106,8 @@ impl Runner {
     pub fn config(&self) -> &RunnerConfig {
         match &self.0 {
             Kind::Host(runner) => runner.config(),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.config(),
         }
     }
 }
@@ -99,13 +121,65 @@ impl ModelRunner for Runner {
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<StepTicket, RunnerError> {
         match &mut self.0 {
             Kind::Host(runner) => runner.launch(plan).map(Launched::Done),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.launch(plan).map(Launched::Cuda),
         }
         .map(StepTicket)
     }
 
     fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
-        match ticket.0 {
-            Launched::Done(output) => Ok(output),
+        match (ticket.0, &mut self.0) {
+            (Launched::Done(output), _) => Ok(output),
+            #[cfg(feature = "cuda")]
+            (Launched::Cuda(ticket), Kind::Cuda(runner)) => runner.collect(ticket),
+            #[cfg(feature = "cuda")]
+            (Launched::Cuda(_), Kind::Host(_)) => unreachable!("a ticket of another runner"),
         }
     }
+}
+
+/// Runs part of a step. tch panics when libtorch fails, for instance for want of memory: the
+/// runner is of no further use then, and says so in an error like any other.
+fn guarded<T>(step: u64, run: impl FnOnce() -> Result<T, RunnerError>) -> Result<T, RunnerError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let what = panic_text(panic.as_ref());
+        Err(RunnerError::Device { step, what })
+    })
+}
+
+fn outcome(result: SampleResult, refused: Option<&str>) -> Sampled<TokenLogprobs> {
+    if let Some(refused) = refused {
+        return failed(refused.to_owned());
+    }
+    match result.error {
+        Some(error) => failed(error.to_string()),
+        None => Sampled {
+            tokens: smallvec![result.token],
+            extras: result.logprobs.into_iter().collect(),
+            error: None,
+        },
+    }
+}
+
+fn failed(error: String) -> Sampled<TokenLogprobs> {
+    Sampled {
+        tokens: SmallVec::new(),
+        extras: Vec::new(),
+        error: Some(error),
+    }
+}
+
+/// Copies a float32 tensor into `values`.
+fn to_host(tensor: &Tensor, values: &mut Vec<f32>) {
+    let tensor = tensor.to_device(Device::Cpu).contiguous();
+    let count = tensor.numel();
+    values.resize(count, 0.0);
+    tensor.copy_data(values, count);
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
+        .to_owned()
 }

@@ -1,24 +1,18 @@
 //! Runs steps with logits on the host, where they are sampled: the CPU's runner, and the GPU's for
 //! what our CUDA kernels do not take (float32).
 
-mod prompt_logprobs;
-
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use batch_scheduler::{ModelRunner, SampleRow, Sampled, StepOutput, StepPlan};
-use sampler::{BatchSampler, SampleResult, TokenLogprobs, sequence_seed};
-use smallvec::{SmallVec, smallvec};
-use tch::{Device, Tensor};
+use sampler::{BatchSampler, TokenLogprobs, sequence_seed};
+use tch::Tensor;
 
+use super::{RunnerConfig, SeqParams, failed, guarded, outcome, prompt_rows, to_host};
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::step_input::StepInput;
-
-use super::{RunnerConfig, SeqParams};
 
 /// A model with its cache and the state of all running sequences.
 ///
@@ -135,7 +129,7 @@ impl HostRunner {
             };
         }
         let sampled = sampled_rows(&plan, self.input.row_ends()).map_err(contradiction)?;
-        let wanted = self.prompt_rows(&plan).map_err(contradiction)?;
+        let wanted = prompt_rows(&plan, &self.batch).map_err(contradiction)?;
 
         // Rows of the hidden states: those to sample, then those of prompts' log-probabilities.
         let prompt_rows = wanted.iter().flat_map(|w| w.rows.clone());
@@ -150,14 +144,19 @@ impl HostRunner {
         let (ids, batch) = self.input.finish();
         let hidden = self
             .model
-            .forward(&ids, &rows, &self.cache, batch)
+            .forward(&ids, Some(&rows), &self.cache, batch)
             .map_err(|e| RunnerError::Device {
                 step,
                 what: e.to_string(),
             })?;
         let count = sampled.tokens.len() as i64;
         output.samples = self.sample(&plan.samples, &sampled, &hidden.narrow(0, 0, count));
-        output.prompt_extras = self.prompt_extras(&wanted, &hidden, count);
+        let mut first = count;
+        for want in &wanted {
+            let logprobs = want.logprobs(&self.model, &hidden, first, &mut self.logits);
+            output.prompt_extras.push(logprobs);
+            first += want.rows.len() as i64;
+        }
         Ok(output)
     }
 
@@ -205,12 +204,7 @@ impl ModelRunner for HostRunner {
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<Self::Ticket, RunnerError> {
         let step = plan.step;
         let _no_grad = tch::no_grad_guard();
-        // tch panics when libtorch fails, for instance for want of memory. The runner is of no
-        // further use then, and says so in an error like any other.
-        catch_unwind(AssertUnwindSafe(|| self.step(plan))).unwrap_or_else(|panic| {
-            let what = panic_text(panic.as_ref());
-            Err(RunnerError::Device { step, what })
-        })
+        guarded(step, || self.step(plan))
     }
 
     fn collect(&mut self, ticket: Self::Ticket) -> Result<Self::Ticket, RunnerError> {
@@ -219,19 +213,16 @@ impl ModelRunner for HostRunner {
 }
 
 /// Which hidden states are sampled.
-pub(in crate::runner) struct SampledRows {
+struct SampledRows {
     /// Flat index of each row's last token, for rows that are sampled at all.
-    pub(in crate::runner) tokens: Vec<i64>,
+    tokens: Vec<i64>,
     /// Per sample, which of `tokens`.
-    pub(in crate::runner) of_sample: Vec<i64>,
+    of_sample: Vec<i64>,
     /// Whether `of_sample` is anything but `0, 1, 2...`.
-    pub(in crate::runner) shared: bool,
+    shared: bool,
 }
 
-pub(in crate::runner) fn sampled_rows<P>(
-    plan: &StepPlan<P>,
-    row_ends: &[i32],
-) -> Result<SampledRows, String> {
+fn sampled_rows<P>(plan: &StepPlan<P>, row_ends: &[i32]) -> Result<SampledRows, String> {
     let mut at_row: Vec<Option<i64>> = vec![None; plan.rows.len()];
     let mut sampled = SampledRows {
         tokens: Vec::with_capacity(plan.samples.len()),
@@ -251,44 +242,4 @@ pub(in crate::runner) fn sampled_rows<P>(
         sampled.of_sample.push(at);
     }
     Ok(sampled)
-}
-
-pub(in crate::runner) fn outcome(
-    result: SampleResult,
-    refused: Option<&str>,
-) -> Sampled<TokenLogprobs> {
-    if let Some(refused) = refused {
-        return failed(refused.to_owned());
-    }
-    match result.error {
-        Some(error) => failed(error.to_string()),
-        None => Sampled {
-            tokens: smallvec![result.token],
-            extras: result.logprobs.into_iter().collect(),
-            error: None,
-        },
-    }
-}
-
-pub(in crate::runner) fn failed(error: String) -> Sampled<TokenLogprobs> {
-    Sampled {
-        tokens: SmallVec::new(),
-        extras: Vec::new(),
-        error: Some(error),
-    }
-}
-
-/// Copies a float32 tensor into `values`.
-fn to_host(tensor: &Tensor, values: &mut Vec<f32>) {
-    let tensor = tensor.to_device(Device::Cpu).contiguous();
-    let count = tensor.numel();
-    values.resize(count, 0.0);
-    tensor.copy_data(values, count);
-}
-
-pub(in crate::runner) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic without a message")
-        .to_owned()
 }

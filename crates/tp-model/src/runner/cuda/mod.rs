@@ -1,0 +1,519 @@
+//! The GPU's runner: nothing of a step passes through the host but integers.
+//!
+//! A step is launched without waiting for the one before it. Sampled tokens stay on the device as
+//! the next step's input; their copies travel to pinned memory, where [`CudaRunner::collect`]
+//! finds them. Steps in which every sequence decodes replay a CUDA graph.
+
+mod graphs;
+mod inputs;
+
+use std::sync::Arc;
+
+use batch_scheduler::{AdmittedSeq, ModelRunner, SampleRow, Sampled, StepOutput, StepPlan};
+use paged_kv::TokenId;
+use sampler::cuda::{CudaSampler, Sampling};
+use sampler::{TokenLogprobs, prompt_logprobs, sequence_seed};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::{
+    Graph, GraphPool, Kernels, Readback, RowLimits, StepTensors, Upload, use_new_stream,
+};
+
+use self::graphs::{DecodeGraph, DecodeGraphs, capture_sizes};
+use self::inputs::StepInts;
+use super::{PromptRows, RunnerConfig, SeqParams, failed, guarded, prompt_rows, to_host};
+use crate::attention::{AttentionBatch, HostBatch, PagedWork};
+use crate::error::{ModelError, RunnerError};
+use crate::input_batch::InputBatch;
+use crate::kv_cache::KvCache;
+use crate::layers::{RopeRows, Rotary};
+use crate::model::Model;
+
+/// Uploads that may wait for the device at a time: more than steps in flight.
+const UPLOADS: usize = 4;
+
+/// A model on a GPU with its cache and the state of all running sequences.
+#[derive(Debug)]
+pub(crate) struct CudaRunner {
+    model: Model,
+    config: RunnerConfig,
+    kernels: Arc<Kernels>,
+    cache: KvCache,
+    batch: InputBatch,
+    sampler: CudaSampler,
+    ints: StepInts,
+    limits: RowLimits,
+    uploads: Uploads,
+    /// `[slots, width]` int32: every slot's block table.
+    tables: Tensor,
+    /// `[slots]` int32: the token that each slot sampled last.
+    last_token: Tensor,
+    tensors: StepTensors,
+    /// Rotary angles of all positions.
+    rope: (Tensor, Tensor),
+    graphs: DecodeGraphs,
+    /// Free places for sampled tokens on the host.
+    readbacks: Vec<Readback>,
+}
+
+#[derive(Debug)]
+struct Uploads {
+    segments: Upload,
+    blocks: Upload,
+    rows: Upload,
+    tokens: Upload,
+    samples: Upload,
+}
+
+/// A step on its way.
+#[derive(Debug)]
+pub(crate) struct CudaTicket {
+    step: u64,
+    samples: Vec<SampleRow>,
+    /// Where the tokens will be; `None` if nothing is sampled.
+    tokens: Option<Readback>,
+    sampling: Option<Sampling>,
+    /// Per sample: why its sequence was refused, if it was.
+    refused: Vec<Option<String>>,
+    prompt_extras: Vec<(batch_scheduler::SlotId, u32, Vec<TokenLogprobs>)>,
+}
+
+fn options(error: impl std::fmt::Display) -> ModelError {
+    ModelError::Options(error.to_string())
+}
+
+impl CudaRunner {
+    /// Allocates cache and slots, and captures the decode graphs. The calling thread must be the
+    /// one that runs the steps.
+    pub(crate) fn new(
+        model: Model,
+        kernels: Arc<Kernels>,
+        config: &RunnerConfig,
+    ) -> Result<Self, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let device = model.device();
+        let tch::Device::Cuda(index) = device else {
+            return Err(options(format!("{device:?} is not a GPU")));
+        };
+        use_new_stream(index).map_err(options)?;
+        let width = config.max_model_len.div_ceil(config.block_size);
+        let (slots, tokens) = (config.max_num_seqs, config.max_num_batched_tokens);
+        let zeros = |size: &[i64]| Tensor::f_zeros(size, (Kind::Int, device));
+        let upload = |capacity| Upload::new(capacity, UPLOADS, index).map_err(options);
+        let mut rotary = Rotary::new(&model.config().rope, device);
+        let angles = rotary.rows(&[], &[config.max_model_len as i64 - 1]);
+        let mut runner = Self {
+            cache: KvCache::new(model.kv_shape(config.block_size), config.num_blocks, device)?,
+            batch: InputBatch::new(slots, config.num_blocks),
+            sampler: CudaSampler::new(kernels.clone(), model.config().vocab_size, slots)
+                .map_err(options)?,
+            ints: StepInts::default(),
+            limits: RowLimits {
+                slots,
+                width,
+                block_size: config.block_size,
+                batch: tokens.max(slots),
+                uploaded: tokens,
+            },
+            uploads: Uploads {
+                segments: upload(8 * slots)?,
+                blocks: upload((4 * width).max(4 * slots))?,
+                rows: upload(torch_ext::cuda::ROW_INTS * slots)?,
+                tokens: upload(tokens)?,
+                samples: upload(3 * slots)?,
+            },
+            tables: zeros(&[slots as i64, width as i64])?,
+            last_token: zeros(&[slots as i64])?,
+            tensors: StepTensors::new(tokens.max(slots), slots, width, &kernels)?,
+            rope: (angles.cos, angles.sin),
+            graphs: DecodeGraphs {
+                pool: GraphPool::new().map_err(options)?,
+                graphs: Vec::new(),
+            },
+            readbacks: Vec::new(),
+            config: *config,
+            kernels,
+            model,
+        };
+        runner.capture_graphs()?;
+        Ok(runner)
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(crate) fn config(&self) -> &RunnerConfig {
+        &self.config
+    }
+
+    /// Captures the decode graphs, largest first, so that the others find room in its memory.
+    fn capture_graphs(&mut self) -> Result<(), ModelError> {
+        for size in capture_sizes(self.config.max_num_seqs).into_iter().rev() {
+            // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
+            self.ints.clear();
+            self.ints.pad(size);
+            self.send_rows().map_err(options)?;
+            let batch = self.decode_batch(size);
+            let warm = self.decode(size, &batch);
+            drop(warm.map_err(options)?);
+            let (graph, logits) =
+                Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
+            let logits = logits.map_err(options)?;
+            self.graphs.graphs.push(DecodeGraph {
+                size,
+                graph,
+                logits,
+                _batch: batch,
+            });
+        }
+        self.graphs.graphs.reverse();
+        Ok(())
+    }
+
+    /// What attention must know of `rows` rows of one token each. All of it are views of tensors
+    /// that later steps fill anew.
+    fn decode_batch(&self, rows: usize) -> AttentionBatch {
+        let all = Tensor::arange(rows as i64, (Kind::Int, self.model.device()));
+        self.attention_batch(
+            rows,
+            rows,
+            PagedWork {
+                decode: Some(all),
+                prefill: None,
+                max_context: self.config.max_model_len,
+            },
+        )
+    }
+
+    fn attention_batch(&self, tokens: usize, rows: usize, work: PagedWork) -> AttentionBatch {
+        let t = &self.tensors;
+        let (tokens, rows) = (tokens as i64, rows as i64);
+        AttentionBatch {
+            host: HostBatch::default(),
+            query_start: t.query_start.narrow(0, 0, rows + 1),
+            context_len: t.context_len.narrow(0, 0, rows),
+            block_tables: t.block_tables.narrow(0, 0, rows),
+            slots: t.cache_slots.narrow(0, 0, tokens),
+            rope: RopeRows {
+                cos: self.rope.0.shallow_clone(),
+                sin: self.rope.1.shallow_clone(),
+                index: t.positions.narrow(0, 0, tokens),
+            },
+            work: Some(work),
+        }
+    }
+
+    /// A step of `rows` rows of one token each, from uploaded rows to logits.
+    fn decode(&self, rows: usize, batch: &AttentionBatch) -> Result<Tensor, String> {
+        self.prepare(rows)?;
+        let ids = self.tensors.ids.narrow(0, 0, rows as i64);
+        let hidden = self.model.forward(&ids, None, &self.cache, batch);
+        Ok(self.model.raw_logits(&hidden.map_err(|e| e.to_string())?))
+    }
+
+    fn prepare(&self, rows: usize) -> Result<(), String> {
+        self.kernels
+            .prepare_rows(
+                rows,
+                &self.uploads.rows.device,
+                &self.uploads.tokens.device,
+                &self.last_token,
+                &self.tables,
+                &self.limits,
+                &self.tensors,
+            )
+            .map_err(|e| e.to_string())
+    }
+
+    fn send_rows(&mut self) -> Result<(), String> {
+        self.ints.check(&self.limits)?;
+        let sent = self.uploads.rows.send(&self.ints.rows);
+        sent.and_then(|()| self.uploads.tokens.send(&self.ints.tokens))
+            .map_err(|e| e.to_string())
+    }
+
+    /// Brings slots, block tables, sampler and cache up to the plan.
+    fn apply(&mut self, plan: &mut StepPlan<Arc<SeqParams>>) -> Result<(), String> {
+        for &slot in &plan.released {
+            self.batch.release(slot)?;
+            self.sampler.release(slot.0);
+        }
+        for seq in plan.admitted.drain(..) {
+            self.admit(seq)?;
+        }
+        let copies: Vec<(u32, u32)> = plan
+            .copies
+            .iter()
+            .map(|copy| (copy.src.get(), copy.dst.get()))
+            .collect();
+        self.cache.copy_blocks(&copies)?;
+        for row in &plan.rows {
+            self.batch.extend(row, &plan.new_blocks)?;
+            let (at, count) = (row.table_at, row.new_blocks.len());
+            if count > 0 {
+                let blocks = &self.batch.get(row.slot)?.blocks()[at as usize..];
+                self.ints.change_table(row.slot.0, at, blocks);
+                self.flush_tables(false)?;
+            }
+        }
+        self.flush_tables(true)
+    }
+
+    fn admit(&mut self, seq: AdmittedSeq<Arc<SeqParams>>) -> Result<(), String> {
+        let (slot, params) = (seq.slot, seq.params.clone());
+        let admitted = self.sampler.admit(
+            slot.0,
+            params.sampling.clone(),
+            sequence_seed(params.seed, seq.index),
+            &seq.tokens,
+            seq.num_prompt as usize,
+            &params.eos_token_ids,
+        );
+        let refused = admitted.err().map(|e| e.to_string());
+        self.batch.admit(seq, refused)?;
+        let blocks = self.batch.get(slot)?.blocks();
+        self.ints.change_table(slot.0, 0, blocks);
+        self.flush_tables(false)
+    }
+
+    /// Sends collected changes of block tables, if they are many or `now`.
+    fn flush_tables(&mut self, now: bool) -> Result<(), String> {
+        let width = self.limits.width;
+        let room = self.uploads.blocks.device.size()[0] as usize;
+        let full = self.ints.blocks.len() + width > room
+            || self.ints.segments.len() >= 4 * self.config.max_num_seqs;
+        if self.ints.segments.is_empty() || !(now || full) {
+            return Ok(());
+        }
+        let text = |e: torch_ext::cuda::CudaError| e.to_string();
+        self.uploads
+            .segments
+            .send(&self.ints.segments)
+            .map_err(text)?;
+        self.uploads.blocks.send(&self.ints.blocks).map_err(text)?;
+        let applied = self.kernels.apply_tables(
+            &self.ints.segments,
+            &self.uploads.segments.device,
+            &self.uploads.blocks.device,
+            &self.tables,
+        );
+        self.ints.segments.clear();
+        self.ints.blocks.clear();
+        applied.map_err(|e| e.to_string())
+    }
+
+    fn step(&mut self, mut plan: StepPlan<Arc<SeqParams>>) -> Result<CudaTicket, RunnerError> {
+        let step = plan.step;
+        let contradiction = |what| RunnerError::Plan { step, what };
+        let device = |what| RunnerError::Device { step, what };
+        if !plan.drafts.is_empty() {
+            let what = "draft tokens are not supported by this runner".to_owned();
+            return Err(contradiction(what));
+        }
+        self.ints.clear();
+        self.apply(&mut plan).map_err(contradiction)?;
+        self.ints
+            .gather(&plan, &self.batch, &self.config)
+            .map_err(contradiction)?;
+        let wanted = prompt_rows(&plan, &self.batch).map_err(contradiction)?;
+        let mut ticket = CudaTicket {
+            step,
+            refused: Vec::with_capacity(plan.samples.len()),
+            samples: std::mem::take(&mut plan.samples),
+            tokens: None,
+            sampling: None,
+            prompt_extras: Vec::new(),
+        };
+        for sample in &ticket.samples {
+            let slot = self.batch.get(sample.slot).map_err(contradiction)?;
+            ticket.refused.push(slot.refused.clone());
+            if sample.row as usize >= plan.rows.len() {
+                let what = format!("a sample of row {} of {}", sample.row, plan.rows.len());
+                return Err(contradiction(what));
+            }
+        }
+        if plan.rows.is_empty() {
+            return Ok(ticket);
+        }
+        let rows = plan.rows.len();
+        let plain = wanted.is_empty()
+            && ticket.samples.len() == rows
+            && plan
+                .rows
+                .iter()
+                .zip(&ticket.samples)
+                .enumerate()
+                .all(|(at, (row, sample))| {
+                    row.len == 1 && sample.row as usize == at && sample.slot == row.slot
+                });
+        match plain {
+            true => self.decode_step(rows, &mut ticket).map_err(device)?,
+            false => self
+                .mixed_step(rows, &wanted, &mut ticket)
+                .map_err(device)?,
+        }
+        Ok(ticket)
+    }
+
+    /// Every sequence gets one token, and samples the next.
+    fn decode_step(&mut self, rows: usize, ticket: &mut CudaTicket) -> Result<(), String> {
+        let size = self.graphs.fitting(rows).map(|graph| graph.size);
+        self.ints.pad(size.unwrap_or(rows));
+        self.send_rows()?;
+        let logits = match self.graphs.fitting(rows) {
+            Some(graph) => {
+                graph.graph.replay().map_err(|e| e.to_string())?;
+                graph.logits.shallow_clone()
+            }
+            None => self.decode(rows, &self.decode_batch(rows))?,
+        };
+        let count = logits.size()[0];
+        let slots = self.tensors.row_slots.narrow(0, 0, count);
+        let positions = self.tensors.row_ends.narrow(0, 0, count);
+        self.sample(&logits, &slots, &positions, rows, ticket)
+    }
+
+    /// Prompts, or prompts beside decoding.
+    fn mixed_step(
+        &mut self,
+        rows: usize,
+        wanted: &[PromptRows],
+        ticket: &mut CudaTicket,
+    ) -> Result<(), String> {
+        self.send_rows()?;
+        self.prepare(rows)?;
+        let tokens = self.ints.num_tokens;
+        let work = self.kernels_work()?;
+        let batch = self.attention_batch(tokens, rows, work);
+        let count = ticket.samples.len();
+        let ends: Vec<i32> = self
+            .ints
+            .rows
+            .chunks(torch_ext::cuda::ROW_INTS)
+            .map(|row| row[4] + row[2])
+            .collect();
+        let row_of = |sample: &SampleRow| sample.row as usize;
+        let mut picked: Vec<i32> = ticket.samples.iter().map(|s| ends[row_of(s)] - 1).collect();
+        picked.extend(ticket.samples.iter().map(|s| s.slot.0 as i32));
+        picked.extend(
+            ticket
+                .samples
+                .iter()
+                .map(|s| self.ints.contexts[row_of(s)] as i32),
+        );
+        self.uploads
+            .samples
+            .send(&picked)
+            .map_err(|e| e.to_string())?;
+        let part = |at: usize| {
+            self.uploads
+                .samples
+                .device
+                .narrow(0, (at * count) as i64, count as i64)
+        };
+        let sampled = part(0).to_kind(Kind::Int64);
+        let prompt: Vec<i64> = wanted
+            .iter()
+            .flat_map(|w| w.rows.clone())
+            .map(|r| r as i64)
+            .collect();
+        let flat = match prompt.is_empty() {
+            true => sampled,
+            false => {
+                let prompt = Tensor::from_slice(&prompt).to_device(self.model.device());
+                Tensor::cat(&[sampled, prompt], 0)
+            }
+        };
+        let ids = self.tensors.ids.narrow(0, 0, tokens as i64);
+        let hidden = self
+            .model
+            .forward(&ids, Some(&flat), &self.cache, &batch)
+            .map_err(|e| e.to_string())?;
+        if count > 0 {
+            let logits = self.model.raw_logits(&hidden.narrow(0, 0, count as i64));
+            let (slots, positions) = (part(1), part(2));
+            self.sample(&logits, &slots, &positions, count, ticket)?;
+        }
+        let mut scratch = Vec::new();
+        let mut first = count as i64;
+        for want in wanted {
+            let entries = want.logprobs(&self.model, &hidden, first, &mut scratch);
+            first += want.rows.len() as i64;
+            ticket.prompt_extras.push(entries);
+        }
+        Ok(())
+    }
+
+    /// Samples from `logits`, of which the first `count` rows are real.
+    fn sample(
+        &mut self,
+        logits: &Tensor,
+        slots: &Tensor,
+        positions: &Tensor,
+        count: usize,
+        ticket: &mut CudaTicket,
+    ) -> Result<(), String> {
+        let host_slots: Vec<u32> = ticket.samples.iter().map(|sample| sample.slot.0).collect();
+        let sampling = self
+            .sampler
+            .sample(logits, slots, positions, &host_slots)
+            .map_err(|e| e.to_string())?;
+        self.kernels
+            .keep_tokens(sampling.tokens(), slots, &self.last_token)
+            .map_err(|e| e.to_string())?;
+        let text = |e: torch_ext::cuda::CudaError| e.to_string();
+        let tch::Device::Cuda(index) = self.model.device() else {
+            return Err("the model left the GPU".to_owned());
+        };
+        let mut readback = match self.readbacks.pop() {
+            Some(readback) => readback,
+            None => Readback::new(self.config.max_num_seqs, Kind::Int, index).map_err(text)?,
+        };
+        let tokens = sampling.tokens().narrow(0, 0, count as i64);
+        readback.start(&tokens).map_err(text)?;
+        ticket.tokens = Some(readback);
+        ticket.sampling = Some(sampling);
+        Ok(())
+    }
+
+    fn finish(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, String> {
+        let mut samples: Vec<Sampled<TokenLogprobs>> = Vec::with_capacity(ticket.samples.len());
+        if let (Some(readback), Some(sampling)) = (ticket.tokens, ticket.sampling) {
+            let host = readback.wait().map_err(|e| e.to_string())?;
+            let mut tokens = vec![0i32; ticket.samples.len()];
+            let count = tokens.len();
+            host.copy_data(&mut tokens, count);
+            self.readbacks.push(readback);
+            let results = self.sampler.results(&sampling, &tokens);
+            for (result, refused) in results.into_iter().zip(ticket.refused) {
+                samples.push(super::outcome(result, refused.as_deref()));
+            }
+        }
+        Ok(StepOutput {
+            step: ticket.step,
+            samples,
+            prompt_extras: ticket.prompt_extras,
+        })
+    }
+}
+
+impl ModelRunner for CudaRunner {
+    type Params = Arc<SeqParams>;
+    type Extra = TokenLogprobs;
+    type Ticket = CudaTicket;
+    type Error = RunnerError;
+
+    fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<CudaTicket, RunnerError> {
+        let step = plan.step;
+        let _no_grad = tch::no_grad_guard();
+        guarded(step, || self.step(plan))
+    }
+
+    fn collect(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
+        let step = ticket.step;
+        guarded(step, || {
+            self.finish(ticket)
+                .map_err(|what| RunnerError::Device { step, what })
+        })
+    }
+}

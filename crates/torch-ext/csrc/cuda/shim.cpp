@@ -42,13 +42,22 @@ extern "C" {
 
 void te_free(char* message) { std::free(message); }
 
-// Makes a stream of libtorch's pool the current one of the calling thread.
-char* te_stream_use_new(int device, void** out) {
+// A stream of libtorch's pool, which lives as long as the process.
+char* te_stream_new(int device, void** out) {
     return guarded([&] {
-        auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/true, static_cast<c10::DeviceIndex>(device));
-        c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
-        c10::cuda::setCurrentCUDAStream(stream);
-        *out = stream.stream();
+        auto index = static_cast<c10::DeviceIndex>(device);
+        c10::cuda::set_device(index);
+        *out = c10::cuda::getStreamFromPool(/*isHighPriority=*/true, index).stream();
+    });
+}
+
+// Makes the device and the stream the calling thread's current ones.
+char* te_stream_set(int device, void* stream) {
+    return guarded([&] {
+        auto index = static_cast<c10::DeviceIndex>(device);
+        c10::cuda::set_device(index);
+        c10::cuda::setCurrentCUDAStream(
+            c10::cuda::getStreamFromExternal(static_cast<cudaStream_t>(stream), index));
     });
 }
 

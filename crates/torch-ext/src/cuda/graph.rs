@@ -33,7 +33,7 @@ unsafe impl Send for Graph {}
 
 impl Graph {
     /// Captures what `record` puts on the current stream (not the default one: see
-    /// [`super::use_new_stream`]). Nothing runs. `record` must not wait for the device.
+    /// [`super::Stream`]). Nothing runs. `record` must not wait for the device.
     pub fn capture<T>(pool: GraphPool, record: impl FnOnce() -> T) -> Result<(Self, T), CudaError> {
         let mut raw = ptr::null_mut();
         // SAFETY: valid pool id and place for the result.

@@ -35,7 +35,7 @@ pub use self::{
     kernels::Kernels,
     memory::{Memory, memory, release_memory},
     step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
-    stream::{Event, Readback, Upload, copy_async, synchronize, use_new_stream},
+    stream::{Event, Readback, Stream, Upload, copy_async, synchronize},
 };
 
 /// Every `.cu` file, for [`compile_all`].

@@ -50,7 +50,8 @@ macro_rules! functions {
 }
 
 functions! {
-    stream_use_new(device: c_int, out: *mut *mut c_void);
+    stream_new(device: c_int, out: *mut *mut c_void);
+    stream_set(device: c_int, stream: *mut c_void);
     stream_current(device: c_int, out: *mut *mut c_void);
     stream_synchronize(device: c_int);
     copy_async(dst: *const c_void, src: *const c_void);

@@ -8,12 +8,31 @@ use tch::{Device, Kind, Tensor};
 use super::CudaError;
 use super::shim::shim;
 
-/// Makes a fresh stream of libtorch's pool the current one of this thread: CUDA graphs cannot be
-/// captured on the default stream.
-pub fn use_new_stream(device: usize) -> Result<(), CudaError> {
-    let mut stream = ptr::null_mut();
-    // SAFETY: `stream` is a valid place for the result.
-    unsafe { shim()?.stream_use_new(device as c_int, &mut stream) }
+/// A stream of libtorch's pool. CUDA graphs can be captured on it, unlike on the default stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    raw: *mut c_void,
+    device: usize,
+}
+
+// SAFETY: CUDA streams may be used from any thread; the pool keeps them until the process ends.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    /// The next stream of the pool.
+    pub fn new(device: usize) -> Result<Self, CudaError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is a valid place for the result.
+        unsafe { shim()?.stream_new(device as c_int, &mut raw)? };
+        Ok(Self { raw, device })
+    }
+
+    /// Makes it, and its device, the current one of the calling thread: what libtorch and our
+    /// kernels do from then on is put there. Cheap.
+    pub fn make_current(&self) -> Result<(), CudaError> {
+        // SAFETY: a stream of this device.
+        unsafe { shim()?.stream_set(self.device as c_int, self.raw) }
+    }
 }
 
 /// libtorch's current stream of this thread.

@@ -10,17 +10,17 @@ mod inputs;
 use std::sync::Arc;
 
 use batch_scheduler::{AdmittedSeq, ModelRunner, SampleRow, Sampled, StepOutput, StepPlan};
-use paged_kv::TokenId;
 use sampler::cuda::{CudaSampler, Sampling};
-use sampler::{TokenLogprobs, prompt_logprobs, sequence_seed};
+use sampler::{TokenLogprobs, sequence_seed};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::{
-    Graph, GraphPool, Kernels, Readback, RowLimits, StepTensors, Upload, use_new_stream,
+    Graph, GraphPool, Kernels, Readback, RowLimits, StepTensors, Stream, Upload,
 };
 
 use self::graphs::{DecodeGraph, DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
-use super::{PromptRows, RunnerConfig, SeqParams, failed, guarded, prompt_rows, to_host};
+use super::prompt_logprobs::{PromptRows, prompt_rows};
+use super::{RunnerConfig, SeqParams, guarded, outcome};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
@@ -37,6 +37,8 @@ pub(crate) struct CudaRunner {
     model: Model,
     config: RunnerConfig,
     kernels: Arc<Kernels>,
+    /// Where everything runs.
+    stream: Stream,
     cache: KvCache,
     batch: InputBatch,
     sampler: CudaSampler,
@@ -82,8 +84,7 @@ fn options(error: impl std::fmt::Display) -> ModelError {
 }
 
 impl CudaRunner {
-    /// Allocates cache and slots, and captures the decode graphs. The calling thread must be the
-    /// one that runs the steps.
+    /// Allocates cache and slots, and captures the decode graphs.
     pub(crate) fn new(
         model: Model,
         kernels: Arc<Kernels>,
@@ -94,7 +95,8 @@ impl CudaRunner {
         let tch::Device::Cuda(index) = device else {
             return Err(options(format!("{device:?} is not a GPU")));
         };
-        use_new_stream(index).map_err(options)?;
+        let stream = Stream::new(index).map_err(options)?;
+        stream.make_current().map_err(options)?;
         let width = config.max_model_len.div_ceil(config.block_size);
         let (slots, tokens) = (config.max_num_seqs, config.max_num_batched_tokens);
         let zeros = |size: &[i64]| Tensor::f_zeros(size, (Kind::Int, device));
@@ -131,6 +133,7 @@ impl CudaRunner {
             },
             readbacks: Vec::new(),
             config: *config,
+            stream,
             kernels,
             model,
         };
@@ -486,7 +489,7 @@ impl CudaRunner {
             self.readbacks.push(readback);
             let results = self.sampler.results(&sampling, &tokens);
             for (result, refused) in results.into_iter().zip(ticket.refused) {
-                samples.push(super::outcome(result, refused.as_deref()));
+                samples.push(outcome(result, refused.as_deref()));
             }
         }
         Ok(StepOutput {
@@ -506,7 +509,13 @@ impl ModelRunner for CudaRunner {
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<CudaTicket, RunnerError> {
         let step = plan.step;
         let _no_grad = tch::no_grad_guard();
-        guarded(step, || self.step(plan))
+        guarded(step, || {
+            // The engine may have moved to a thread of its own since the last call.
+            self.stream
+                .make_current()
+                .map_err(|e| RunnerError::Device { step, what: e.to_string() })?;
+            self.step(plan)
+        })
     }
 
     fn collect(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {

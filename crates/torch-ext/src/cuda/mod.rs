@@ -12,15 +12,30 @@
 //! | [`Kernels`] | the kernels of `csrc/cuda/*.cu`; one file for each topic, with the checks |
 
 #[cfg(feature = "cuda")]
+mod activation;
+#[cfg(feature = "cuda")]
+mod attention;
+#[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
 mod compile;
 #[cfg(feature = "cuda")]
+mod copy;
+#[cfg(feature = "cuda")]
+mod gemv;
+#[cfg(feature = "cuda")]
 mod graph;
 #[cfg(feature = "cuda")]
 mod kernels;
-#[cfg(feature = "cuda")]
 mod memory;
+#[cfg(feature = "cuda")]
+mod norm;
+#[cfg(feature = "cuda")]
+mod rope;
+#[cfg(feature = "cuda")]
+mod sample;
+#[cfg(feature = "cuda")]
+mod sample_state;
 #[cfg(feature = "cuda")]
 mod shim;
 #[cfg(feature = "cuda")]
@@ -30,17 +45,37 @@ mod stream;
 
 #[cfg(feature = "cuda")]
 pub use self::{
+    attention::{DecodeWorkspace, Heads, PagedKv, Scores},
     compile::{ARCHITECTURES, Source, compile_all},
+    copy::CacheSet,
     graph::{Graph, GraphPool},
     kernels::Kernels,
-    memory::{Memory, memory, release_memory},
+    memory::{memory, release_memory},
+    rope::WriteKv,
+    sample::{SampleFailure, SampleMode},
+    sample_state::{SampleSlot, SampleState},
     step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
     stream::{Event, Readback, Stream, Upload, copy_async, synchronize},
 };
 
+pub use self::memory::Memory;
+
 /// Every `.cu` file, for [`compile_all`].
 #[cfg(feature = "cuda")]
-pub const SOURCES: &[&Source] = &[&step::SOURCE];
+pub const SOURCES: &[&Source] = &[
+    &step::SOURCE,
+    &norm::SOURCE,
+    &activation::SOURCE,
+    &gemv::SOURCE,
+    &copy::SOURCE,
+    &attention::DECODE,
+    &attention::PREFILL,
+    &rope::SOURCE,
+    &sample::LOGPROBS,
+    &sample::RACE,
+    &sample::SELECT,
+    &sample::UPDATE,
+];
 
 /// Why the CUDA half of libtorch cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -1,0 +1,424 @@
+// Attention of one query for each sequence over its paged keys and values (decode).
+//
+// The work is cut into items: one KV head of one sequence, and a range of its context (a split).
+// Where a context is cut depends on its length and on the model alone, so a result does not depend
+// on what else is in the batch. The grid is as large as the GPU (or as the longest possible list of
+// items): every thread block reads the context lengths, adds up the items, and takes its share of
+// them, so a graph that was captured for long contexts costs nothing extra on short ones.
+//
+// The query heads that share a KV head are the rows of the tensor cores' 16-row operand. A warp
+// takes tiles of 16 tokens, every WARPS-th of its item, through its own ring of STAGES buffers: it
+// waits for its own copies alone, and the copies run on across items. The warps of a block meet once
+// for each item to merge what they have. If a context has several splits, each leaves its part in
+// the workspace, and the thread block that comes last adds them up.
+//
+// Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), STAGES, WIDE (1: up to 16 heads share a
+// KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1).
+#include "common.cuh"
+
+#define INFINITY_F __int_as_float(0x7f800000)
+
+static const int WARPS = 4;
+static const int THREADS = WARPS * 32;
+static const int TILE = 16;
+static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
+static const int TILE_BYTES = TILE * HEAD_DIM * 2;
+static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
+static const int PAD_DIM = HEAD_DIM + 8;       // floats in a row of the merge buffer
+// A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
+static const int ONE_SPLIT = 16;
+static const int MIN_SPLIT = 8;
+
+/// Where chunk `c` of row `r` is in a tile: rows of equal banks get different chunks.
+DEVICE u32 chunk_offset(int r, int c) {
+    int flip = CHUNKS % 8 == 0 ? r & 7 : CHUNKS % 4 == 0 ? (r >> 1) & 3 : (r >> 2) & 1;
+    return (u32)(r * CHUNKS + (c ^ flip)) * 16;
+}
+
+struct Params {
+    const elem *q, *k, *v;
+    const int *block_tables;
+    int kv_heads, groups, ratio, rows, width, blocks, block_size, window, max_splits;
+};
+
+/// What one sequence needs, and how it is cut.
+struct Cut {
+    int start, context, first_tile, tiles, per, splits;
+
+    DEVICE Cut(int context_len, const Params &p) {
+        context = context_len;
+        start = p.window > 0 && context > p.window ? context - p.window : 0;
+        first_tile = start / TILE;
+        tiles = (context + TILE - 1) / TILE - first_tile;
+        per = tiles;
+        splits = 1;
+        if (tiles > ONE_SPLIT) {
+            per = max(MIN_SPLIT, (tiles + p.max_splits - 1) / p.max_splits);
+            per = (per + WARPS - 1) / WARPS * WARPS;
+            splits = (tiles + per - 1) / per;
+        }
+    }
+};
+
+/// A place in the list of items: sequence by sequence, head by head, split by split.
+struct Cursor {
+    int item, seq, head, split;
+    int start, context, first_tile, tiles, per, splits;
+    int tile, tile_end; // this warp's next tile of the item
+
+    DEVICE void enter(const int *contexts, const Params &p, int warp) {
+        Cut cut(contexts[seq], p);
+        start = cut.start, context = cut.context, first_tile = cut.first_tile;
+        tiles = cut.tiles, per = cut.per, splits = cut.splits;
+        aim(warp);
+    }
+    DEVICE void aim(int warp) {
+        tile = split * per + warp;
+        tile_end = min(tiles, (split + 1) * per);
+    }
+    /// To the item after this one.
+    DEVICE void advance(int end, const int *contexts, const Params &p, int warp) {
+        if (++item >= end) return;
+        if (++split < splits) return aim(warp);
+        split = 0;
+        if (++head < p.kv_heads * p.groups) return aim(warp);
+        head = 0;
+        ++seq;
+        enter(contexts, p, warp);
+    }
+};
+
+/// Starts the copies of the cursor's tile. Tokens that are not attended to arrive as zeros: what
+/// the cache holds there may be anything, also NaN.
+DEVICE void copy_tile(u32 stage, const Cursor &c, int table_row, const Params &p) {
+    int lane = threadIdx.x % 32;
+    int token0 = (c.first_tile + c.tile) * TILE;
+    int kv_head = c.head / p.groups;
+    const int *table = p.block_tables + (i64)table_row * p.width;
+#if !ANY_BLOCK
+    int block = min((u32)table[token0 / p.block_size], (u32)p.blocks - 1);
+    i64 at = (((i64)block * p.kv_heads + kv_head) * p.block_size + token0 % p.block_size) * HEAD_DIM;
+#endif
+#pragma unroll
+    for (int i = 0; i < TILE * CHUNKS / 32; ++i) {
+        int index = lane + 32 * i;
+        int r = index / CHUNKS, chunk = index % CHUNKS;
+        int token = token0 + r;
+        bool valid = token >= c.start && token < c.context;
+#if ANY_BLOCK
+        int block = valid ? min((u32)table[token / p.block_size], (u32)p.blocks - 1) : 0;
+        i64 from = (((i64)block * p.kv_heads + kv_head) * p.block_size + token % p.block_size) * HEAD_DIM +
+                   chunk * 8;
+#else
+        i64 from = at + index * 8;
+#endif
+        u32 to = stage + chunk_offset(r, chunk);
+        cp_async16(to, p.k + from, valid);
+        cp_async16(to + TILE_BYTES, p.v + from, valid);
+    }
+}
+
+DEVICE float2 load_cg(const float2 *p) {
+    float2 x;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
+    return x;
+}
+DEVICE float4 load_cg(const float4 *p) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(p)
+                 : "memory");
+    return x;
+}
+
+DEVICE void store_out(elem *p, float4 x) {
+    uint2 packed = make_uint2(pack2<elem>(x.x, x.y), pack2<elem>(x.z, x.w));
+    *(uint2 *)p = packed;
+}
+
+DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp2f(x - max); }
+
+/// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM];
+/// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]].
+/// part: [n, kv_heads * groups, part_splits, rows, HEAD_DIM], part_ml: the same without HEAD_DIM,
+/// counters: [n, kv_heads * groups], zero before and after.
+/// Indices that point outside of a tensor are not followed.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attention_decode(const elem *q, const elem *k, const elem *v, const int *block_tables,
+                     const int *query_start, const int *context_len, const int *seqs, elem *out,
+                     float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
+                     int heads, int kv_heads, int groups, int rows, int width, int blocks,
+                     int block_size, int max_context, int window, int max_splits, int part_splits,
+                     float scale, float soft_cap) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    unsigned char *ring = shared;
+    float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
+    float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
+    int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
+    int *first_item = contexts + n;                                // [n + 1], in splits
+    __shared__ int scan[WARPS];
+    __shared__ int is_last;
+
+    int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    int all_heads = kv_heads * groups;
+    Params p = {q,       k,    v,     block_tables, kv_heads,   groups, heads / kv_heads,
+                rows,    width, blocks, block_size,   window, max_splits};
+
+    // The list of items. Nothing of it comes from an earlier kernel of the step.
+    max_context = min((i64)max_context, (i64)width * block_size);
+    int sum = 0;
+    for (int base = 0; base < n; base += THREADS) {
+        int i = base + tid, splits = 0;
+        if (i < n) {
+            int seq = seqs[i];
+            int context = seq >= 0 && seq < num_seqs ? context_len[seq] : 0;
+            context = max(0, min(context, max_context));
+            contexts[i] = context;
+            splits = Cut(context, p).splits;
+        }
+        int x = splits;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            int y = __shfl_up_sync(FULL_WARP, x, d);
+            if (lane >= d) x += y;
+        }
+        if (lane == 31) scan[warp] = x;
+        __syncthreads();
+        int before = sum;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            if (w < warp) before += scan[w];
+            sum += scan[w];
+        }
+        if (i < n) first_item[i] = before + x - splits;
+        __syncthreads();
+    }
+    i64 items = (i64)sum * all_heads;
+    int begin = (int)(items * blockIdx.x / gridDim.x), end = (int)(items * (blockIdx.x + 1) / gridDim.x);
+    if (begin >= end) {
+        pdl_wait();
+        pdl_launch();
+        return;
+    }
+
+    Cursor c;
+    {
+        int low = 0, high = n; // first_item[low] <= begin's sequence < first_item[high]
+        while (high - low > 1) {
+            int mid = (low + high) / 2;
+            if ((i64)first_item[mid] * all_heads <= begin) low = mid;
+            else high = mid;
+        }
+        c.item = begin, c.seq = low;
+        Cut cut(contexts[low], p);
+        int rest = begin - first_item[low] * all_heads;
+        c.head = rest / cut.splits, c.split = rest % cut.splits;
+        c.enter(contexts, p, warp);
+    }
+    Cursor ahead = c; // the next tile to copy
+    u32 my_ring = shared_address(ring) + warp * STAGES * STAGE_BYTES;
+    int filled = 0; // where it goes
+    bool waited = false;
+    auto copy_next = [&]() {
+        while (ahead.item < end && ahead.tile >= ahead.tile_end) ahead.advance(end, contexts, p, warp);
+        if (ahead.item < end) {
+            // The newest token was written by the kernel before this one; all others earlier.
+            if (!waited && ahead.first_tile + ahead.tile >= (ahead.context - 1) / TILE) {
+                pdl_wait();
+                waited = true;
+            }
+            copy_tile(my_ring + filled * STAGE_BYTES, ahead, seqs[ahead.seq], p);
+            ahead.tile += WARPS;
+        }
+        cp_async_commit();
+        filled = filled + 1 == STAGES ? 0 : filled + 1;
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) copy_next();
+    pdl_wait();
+    pdl_launch();
+    waited = true;
+
+    const int g = lane / 4, t = lane % 4;
+    const float log2e = 1.4426950408889634f;
+    const float factor = SOFT_CAP ? scale / soft_cap : scale * log2e;
+    u32 qa[HEAD_DIM / 16][WIDE ? 4 : 2];
+    int loaded_seq = -1, loaded_head = -1;
+    int stage = 0;
+    for (; c.item < end; c.advance(end, contexts, p, warp)) {
+        int row = query_start[seqs[c.seq]]; // of q and of out
+        bool inside = row >= 0 && row < tokens;
+        int kv_head = c.head / groups;
+        int first_row = c.head % groups * rows; // among the heads of the KV head
+        int first_head = kv_head * p.ratio + first_row;
+        int live_rows = inside ? min(rows, p.ratio - first_row) : 0;
+        if (c.seq != loaded_seq || c.head != loaded_head) {
+            loaded_seq = c.seq, loaded_head = c.head;
+            const elem *from = q + ((i64)row * heads + first_head) * HEAD_DIM;
+#pragma unroll
+            for (int s = 0; s < HEAD_DIM / 16; ++s) {
+                const elem *at = from + g * HEAD_DIM + s * 16 + 2 * t;
+                qa[s][0] = g < live_rows ? *(const u32 *)at : 0;
+                qa[s][1] = g < live_rows ? *(const u32 *)(at + 8) : 0;
+#if WIDE
+                at += 8 * HEAD_DIM;
+                qa[s][2] = g + 8 < live_rows ? *(const u32 *)at : 0;
+                qa[s][3] = g + 8 < live_rows ? *(const u32 *)(at + 8) : 0;
+#endif
+            }
+        }
+
+        float o[HEAD_DIM / 8][4];
+#pragma unroll
+        for (int j = 0; j < HEAD_DIM / 8; ++j) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.f;
+        float m[2] = {-INFINITY_F, -INFINITY_F}, l[2] = {0.f, 0.f};
+
+        for (; c.tile < c.tile_end; c.tile += WARPS) {
+            copy_next();
+            cp_async_wait<STAGES - 1>();
+            __syncwarp();
+            u32 keys = my_ring + stage * STAGE_BYTES, values = keys + TILE_BYTES;
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+
+            float s[2][4] = {};
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 16; ++d) {
+                u32 b[4];
+                ldmatrix_x4(b, keys + chunk_offset(lane / 16 * 8 + lane % 8, 2 * d + (lane / 8) % 2));
+                u32 a1 = WIDE ? qa[d][WIDE ? 2 : 0] : 0, a3 = WIDE ? qa[d][WIDE ? 3 : 0] : 0;
+                mma16816<elem>(s[0], qa[d][0], a1, qa[d][1], a3, b[0], b[1]);
+                mma16816<elem>(s[1], qa[d][0], a1, qa[d][1], a3, b[2], b[3]);
+            }
+            int token0 = (c.first_tile + c.tile) * TILE;
+            bool edge = token0 < c.start || token0 + TILE > c.context;
+#pragma unroll
+            for (int h = 0; h < (WIDE ? 2 : 1); ++h) {
+                float most = m[h];
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float &x = s[j][2 * h + e];
+                        x *= factor;
+                        if (SOFT_CAP) x = soft_cap * log2e * tanhf(x);
+                        int token = token0 + 8 * j + 2 * t + e;
+                        if (edge && (token < c.start || token >= c.context)) x = -INFINITY_F;
+                        most = fmaxf(most, x);
+                    }
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+                float fade = exp2_diff(m[h], most);
+                m[h] = most;
+                l[h] *= fade;
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float &x = s[j][2 * h + e];
+                        x = exp2f(x - most);
+                        l[h] += x;
+                    }
+                if (__any_sync(FULL_WARP, fade != 1.f)) {
+#pragma unroll
+                    for (int j = 0; j < HEAD_DIM / 8; ++j) {
+                        o[j][2 * h] *= fade;
+                        o[j][2 * h + 1] *= fade;
+                    }
+                }
+            }
+            u32 a0 = pack2<elem>(s[0][0], s[0][1]), a2 = pack2<elem>(s[1][0], s[1][1]);
+            u32 a1 = WIDE ? pack2<elem>(s[0][2], s[0][3]) : 0, a3 = WIDE ? pack2<elem>(s[1][2], s[1][3]) : 0;
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 16; ++d) {
+                u32 b[4];
+                ldmatrix_x4_trans(b, values + chunk_offset(lane % 16, 2 * d + lane / 16));
+                mma16816<elem>(o[2 * d], a0, a1, a2, a3, b[0], b[1]);
+                mma16816<elem>(o[2 * d + 1], a0, a1, a2, a3, b[2], b[3]);
+            }
+            __syncwarp(); // all lanes have read the buffer that the next copy fills
+        }
+
+        // The warps' parts, side by side.
+        __syncthreads(); // the item before was read
+#pragma unroll
+        for (int h = 0; h < (WIDE ? 2 : 1); ++h) {
+            l[h] += __shfl_xor_sync(FULL_WARP, l[h], 1);
+            l[h] += __shfl_xor_sync(FULL_WARP, l[h], 2);
+            int r = g + 8 * h;
+            if (r < rows) {
+                float *to = merge + (warp * rows + r) * PAD_DIM + 2 * t;
+#pragma unroll
+                for (int j = 0; j < HEAD_DIM / 8; ++j)
+                    *(float2 *)(to + 8 * j) = make_float2(o[j][2 * h], o[j][2 * h + 1]);
+                if (t == 0) merge_ml[warp * 16 + r] = make_float2(m[h], l[h]);
+            }
+        }
+        __syncthreads();
+        i64 list = (i64)c.seq * all_heads + c.head;
+        i64 slot = (list * part_splits + c.split) * rows;
+        elem *to = out + ((i64)row * heads + first_head) * HEAD_DIM;
+        for (int e = tid * 4; e < live_rows * HEAD_DIM; e += THREADS * 4) {
+            int r = e / HEAD_DIM, d = e % HEAD_DIM;
+            float most = -INFINITY_F, total = 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) most = fmaxf(most, merge_ml[w * 16 + r].x);
+            float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                float2 ml = merge_ml[w * 16 + r];
+                float weight = exp2_diff(ml.x, most);
+                float4 y = *(const float4 *)(merge + (w * rows + r) * PAD_DIM + d);
+                total += weight * ml.y;
+                x.x += weight * y.x, x.y += weight * y.y, x.z += weight * y.z, x.w += weight * y.w;
+            }
+            if (c.splits == 1) {
+                float inv = c.context == 0 ? 0.f : 1.f / total;
+                store_out(to + e, make_float4(x.x * inv, x.y * inv, x.z * inv, x.w * inv));
+            } else {
+                *(float4 *)(part + slot * HEAD_DIM + e) = x;
+                if (d == 0) part_ml[slot + r] = make_float2(most, total);
+            }
+        }
+        if (c.splits == 1) continue;
+
+        __threadfence();
+        __syncthreads();
+        if (tid == 0) {
+            is_last = atomicAdd(counters + list, 1u) == (u32)c.splits - 1;
+            if (is_last) counters[list] = 0;
+        }
+        __syncthreads();
+        if (!is_last) continue;
+        __threadfence();
+        // How much each split counts, in the place of the parts that were merged.
+        slot = list * part_splits * rows;
+        for (int r = warp; r < live_rows; r += WARPS) {
+            float most = -INFINITY_F, total = 0.f;
+            for (int s = lane; s < c.splits; s += 32) most = fmaxf(most, load_cg(part_ml + slot + s * rows + r).x);
+            most = warp_max(most);
+            for (int s = lane; s < c.splits; s += 32) {
+                float2 ml = load_cg(part_ml + slot + s * rows + r);
+                float weight = exp2_diff(ml.x, most);
+                total += weight * ml.y;
+                merge[r * part_splits + s] = weight;
+            }
+            total = warp_sum(total);
+            if (lane == 0) merge_ml[r] = make_float2(1.f / total, 0.f);
+        }
+        __syncthreads();
+        for (int e = tid * 4; e < live_rows * HEAD_DIM; e += THREADS * 4) {
+            int r = e / HEAD_DIM;
+            float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+            const float *from = part + slot * HEAD_DIM + e;
+#pragma unroll 8
+            for (int s = 0; s < c.splits; ++s) {
+                float weight = merge[r * part_splits + s];
+                float4 y = load_cg((const float4 *)(from + (i64)s * rows * HEAD_DIM));
+                x.x += weight * y.x, x.y += weight * y.y, x.z += weight * y.z, x.w += weight * y.w;
+            }
+            float inv = merge_ml[r].x;
+            store_out(to + e, make_float4(x.x * inv, x.y * inv, x.z * inv, x.w * inv));
+        }
+    }
+}

@@ -70,4 +70,10 @@ pub enum AdmitError {
         /// Number of tokens in the vocabulary.
         vocab_size: usize,
     },
+    /// The sampler of this device cannot do what the parameters ask for.
+    #[error("not supported on this device: {what}")]
+    Unsupported {
+        /// What, and what would be.
+        what: String,
+    },
 }

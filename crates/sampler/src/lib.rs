@@ -22,6 +22,8 @@
 //! sequence with its [`SeqState`]; [`oracle`] defines what both compute and is meant to be read.
 
 mod batch;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod exp;
 mod filter;

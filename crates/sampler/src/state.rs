@@ -37,6 +37,31 @@ impl TokenCounts {
     }
 }
 
+/// Whether a sequence can be sampled at all; see [`SeqState::new`].
+pub(crate) fn check_sequence(
+    params: &SamplingParams,
+    tokens: &[u32],
+    num_prompt: usize,
+    stop_ids: &[u32],
+    vocab_size: usize,
+) -> Result<(), AdmitError> {
+    params.validate_for(vocab_size, -1)?;
+    if num_prompt > tokens.len() {
+        return Err(AdmitError::PromptLength {
+            num_prompt,
+            num_tokens: tokens.len(),
+        });
+    }
+    if let Some(&token) = tokens
+        .iter()
+        .chain(stop_ids)
+        .find(|&&t| t as usize >= vocab_size)
+    {
+        return Err(AdmitError::TokenOutOfRange { token, vocab_size });
+    }
+    Ok(())
+}
+
 /// Sampling state of one sequence.
 #[derive(Clone, Debug)]
 pub struct SeqState {
@@ -68,20 +93,7 @@ impl SeqState {
         stop_ids: &[u32],
         vocab_size: usize,
     ) -> Result<Self, AdmitError> {
-        params.validate_for(vocab_size, -1)?;
-        if num_prompt > tokens.len() {
-            return Err(AdmitError::PromptLength {
-                num_prompt,
-                num_tokens: tokens.len(),
-            });
-        }
-        if let Some(&token) = tokens
-            .iter()
-            .chain(stop_ids)
-            .find(|&&t| t as usize >= vocab_size)
-        {
-            return Err(AdmitError::TokenOutOfRange { token, vocab_size });
-        }
+        check_sequence(&params, tokens, num_prompt, stop_ids, vocab_size)?;
         let (prompt, output) = tokens.split_at(num_prompt);
         let repetition = params.repetition_penalty != 1.0;
         let any = repetition || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;

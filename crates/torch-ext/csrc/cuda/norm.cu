@@ -6,9 +6,9 @@
 #include "common.cuh"
 
 /// -DVECS: 16-byte vectors a thread; VECS * 8 * blockDim.x >= width, and width % 8 == 0.
-/// -DADD: residual += x first, in place.
-extern "C" __global__ void rms_norm(elem *out, const elem *x, elem *residual, const elem *weight,
-                                    float eps, int width) {
+/// -DADD=1: of residual + x, which goes to `residual_out` (it may be `residual`).
+extern "C" __global__ void rms_norm(elem *out, const elem *x, const elem *residual,
+                                    elem *residual_out, const elem *weight, float eps, int width) {
     __shared__ float scratch[33];
     i64 row = (i64)blockIdx.x * width;
     Vec16 w[VECS];
@@ -32,7 +32,7 @@ extern "C" __global__ void rms_norm(elem *out, const elem *x, elem *residual, co
 #pragma unroll
         for (int e = 0; e < 8; ++e) r[e] += value[v][e];
         Vec16 rounded = pack8<elem>(r);
-        store16(residual + row + i, rounded);
+        store16(residual_out + row + i, rounded);
         unpack8<elem>(rounded, value[v]);
 #endif
 #pragma unroll

@@ -74,6 +74,32 @@ impl Operand<'_> {
         Ok(std::array::from_fn(|i| shape[i] as usize))
     }
 
+    /// As [`of`](Self::of), and the kernel may go through it in 16-byte vectors: it starts at such
+    /// an address, and its last dimension is a multiple of eight 2-byte elements.
+    pub(crate) fn vectors<const N: usize>(
+        self,
+        kinds: &'static [Kind],
+        expected: [Option<usize>; N],
+    ) -> Result<[usize; N], Error> {
+        let shape = self.of(kinds, expected)?;
+        self.aligned()?;
+        match shape.last() {
+            Some(width) if width % 8 != 0 => Err(self.argument("a multiple of 8 columns", width)),
+            _ => Ok(shape),
+        }
+    }
+
+    /// Starts at a multiple of 16 bytes.
+    pub(crate) fn aligned(self) -> Result<(), Error> {
+        match self.tensor.data_ptr() as usize % 16 {
+            0 => Ok(()),
+            offset => {
+                let found = format!("{offset} bytes past one");
+                Err(self.argument("a tensor that starts at a multiple of 16 bytes", found))
+            }
+        }
+    }
+
     /// An error about this argument's value.
     pub(crate) fn argument(&self, expected: impl Into<String>, found: impl ToString) -> Error {
         Error::Argument {

@@ -69,6 +69,9 @@ pub struct EngineArgs {
     /// Memory for the KV cache in bytes (accepts 512M, 4G, …).
     #[arg(long, value_parser = parse_size)]
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Share of the GPU's memory to use, for weights, working memory and KV cache together.
+    #[arg(long, default_value_t = 0.92)]
+    pub gpu_memory_utilization: f64,
     /// Number of blocks of the KV cache, whatever the memory.
     #[arg(long)]
     pub num_gpu_blocks_override: Option<usize>,
@@ -78,7 +81,7 @@ pub struct EngineArgs {
     /// Who goes first: fcfs, or priority (lower values first).
     #[arg(long, default_value = "fcfs")]
     pub scheduling_policy: String,
-    /// auto (the fastest for the device), reference, torch or cpu.
+    /// auto (the fastest for the device), reference, torch, cpu or cuda.
     #[arg(long, default_value = "auto")]
     pub attention_backend: String,
     /// Schedule a step only once the step before has finished.

@@ -60,6 +60,7 @@ impl EngineArgs {
             enable_prefix_caching: !self.no_enable_prefix_caching,
             enable_chunked_prefill: !self.no_enable_chunked_prefill,
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            gpu_memory_utilization: self.gpu_memory_utilization,
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             load_format: self.load_format.parse()?,
             scheduling_policy: self.scheduling_policy.parse()?,

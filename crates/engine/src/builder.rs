@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::frontend::{Frontend, Limits};
 use crate::generation_config::GenerationConfig;
 use crate::hub::{self, HubError, HubOptions};
-use crate::memory::{free_host_memory, size_cache};
+use crate::memory::{Budget, free_host_memory, size_cache, wanted_model_len};
 use crate::tokenizer::Tokenizer;
 
 /// Why an engine could not be built.
@@ -151,27 +151,25 @@ fn assemble(
 ) -> Result<Engine<Runner>, BuildError> {
     let on_cpu = model.device() == Device::Cpu;
     let block_bytes = model.kv_bytes_per_block(config.block_size) as u64;
-    let free = if on_cpu {
-        free_host_memory()
-    } else if config.kv_cache_memory_bytes.is_some() || config.num_gpu_blocks_override.is_some() {
-        // What does not fit is refused by the GPU's allocator.
-        u64::MAX
-    } else {
-        return Err(ConfigError::new(
-            "kv_cache_memory_bytes",
-            "must be set on a GPU: the memory that is free there is not measured",
-        )
-        .into());
-    };
-    let size = size_cache(config, model.config().max_context(), block_bytes, free)?;
+    let model_len = wanted_model_len(config, model.config().max_context())?;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
         let usual = if on_cpu { 2048 } else { 8192 };
         let whole_prompt = match config.enable_chunked_prefill {
             true => 0,
-            false => size.max_model_len,
+            false => model_len,
         };
         usual.max(config.max_num_seqs).max(whole_prompt)
     });
+    let mut sizes = RunnerConfig {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len: model_len,
+        block_size: config.block_size,
+        num_blocks: 2,
+    };
+    let (model, budget) = budget(config, model, &sizes)?;
+    let size = size_cache(config, model.config().max_context(), block_bytes, budget)?;
+    (sizes.max_model_len, sizes.num_blocks) = (size.max_model_len, size.num_blocks);
     let scheduler_config = SchedulerConfig {
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens,
@@ -210,16 +208,7 @@ fn assemble(
         seed: config.seed,
     };
     let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
-    let runner = Runner::new(
-        model,
-        &RunnerConfig {
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens,
-            max_model_len: size.max_model_len,
-            block_size: config.block_size,
-            num_blocks: size.num_blocks,
-        },
-    )?;
+    let runner = Runner::new(model, &sizes)?;
     tracing::info!(
         blocks = size.num_blocks - 1,
         block_size = config.block_size,
@@ -230,6 +219,29 @@ fn assemble(
     let frontend = Frontend::new(tokenizer, template, generation_config, limits);
     let core = EngineCore::new(scheduler, runner);
     Ok(Engine::new(core, Arc::new(frontend)))
+}
+
+/// What the KV cache can have, measured with the model loaded.
+fn budget(
+    config: &EngineConfig,
+    model: Model,
+    sizes: &RunnerConfig,
+) -> Result<(Model, Budget), BuildError> {
+    let Device::Cuda(device) = model.device() else {
+        return Ok((model, Budget::of_host(free_host_memory())));
+    };
+    let (model, memory, work) = Runner::measure(model, device, sizes)?;
+    let utilization = config.gpu_memory_utilization;
+    let budget = Budget::of_gpu(memory.total, memory.free, work, utilization);
+    tracing::info!(
+        "GPU memory: {} MiB in all; weights {} MiB, working memory {} MiB, at most {} MiB for the \
+         KV cache (utilization {utilization})",
+        memory.total >> 20,
+        model.weight_bytes() >> 20,
+        work >> 20,
+        budget.usual >> 20,
+    );
+    Ok((model, budget))
 }
 
 fn chat_template(

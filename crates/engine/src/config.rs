@@ -31,9 +31,12 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Whether long prompts are computed over several steps, mixed with decoding.
     pub enable_chunked_prefill: bool,
-    /// Memory for the KV cache. Unset: at most 4 GiB and half of what is free, and never more than
-    /// all sequences at full length need. On a GPU it must be set.
+    /// Memory for the KV cache. Unset: on a CPU at most 4 GiB and half of what is free, on a GPU
+    /// what `gpu_memory_utilization` leaves; never more than all sequences at full length need.
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Share of a GPU's memory that weights, working memory and KV cache may take together, with
+    /// what other processes hold counted in: above 0, at most 1.
+    pub gpu_memory_utilization: f64,
     /// Number of blocks of the KV cache, whatever the memory.
     pub num_gpu_blocks_override: Option<usize>,
     /// Where weights come from.
@@ -163,6 +166,7 @@ impl EngineConfig {
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
             kv_cache_memory_bytes: None,
+            gpu_memory_utilization: 0.92,
             num_gpu_blocks_override: None,
             load_format: LoadFormat::Safetensors,
             scheduling_policy: Policy::Fcfs,
@@ -216,6 +220,13 @@ impl EngineConfig {
                      token; raise it or lower max_num_seqs",
                     self.max_num_seqs
                 ),
+            ));
+        }
+        let utilization = self.gpu_memory_utilization;
+        if !(utilization > 0.0 && utilization <= 1.0) {
+            return Err(ConfigError::new(
+                "gpu_memory_utilization",
+                format!("must be above 0 and at most 1, got {utilization}"),
             ));
         }
         if self.max_logprobs < -1 {

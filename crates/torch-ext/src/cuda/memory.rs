@@ -1,9 +1,10 @@
 //! How much memory a GPU has.
 
+#[cfg(feature = "cuda")]
 use std::ffi::c_int;
 
-use super::CudaError;
-use super::shim::shim;
+#[cfg(feature = "cuda")]
+use super::{CudaError, shim::shim};
 
 /// Memory of a GPU, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub struct Memory {
 }
 
 /// Memory of `device` now.
+#[cfg(feature = "cuda")]
 pub fn memory(device: usize) -> Result<Memory, CudaError> {
     let mut m = Memory::default();
     // SAFETY: valid places for the results.
@@ -34,6 +36,7 @@ pub fn memory(device: usize) -> Result<Memory, CudaError> {
     Ok(m)
 }
 
+#[cfg(feature = "cuda")]
 /// Gives memory that libtorch holds without using it back to the driver.
 pub fn release_memory() -> Result<(), CudaError> {
     // SAFETY: no pointers.

@@ -14,6 +14,7 @@ use paged_kv::TokenId;
 use sampler::{SampleResult, SamplingParams, TokenLogprobs};
 use smallvec::{SmallVec, smallvec};
 use tch::{Device, Tensor};
+use torch_ext::cuda::Memory;
 
 use self::host::HostRunner;
 use self::prompt_logprobs::prompt_rows;
@@ -91,6 +92,33 @@ impl Runner {
             return Ok(Self(Kind::Cuda(Box::new(runner))));
         }
         HostRunner::new(model, config).map(|runner| Self(Kind::Host(Box::new(runner))))
+    }
+
+    /// What memory a GPU has left for the KV cache: the device's memory with the model loaded, and
+    /// the bytes that the largest steps of `config` take beside the cache.
+    pub fn measure(
+        model: Model,
+        device: usize,
+        config: &RunnerConfig,
+    ) -> Result<(Model, Memory, u64), ModelError> {
+        #[cfg(feature = "cuda")]
+        {
+            let options = |e: torch_ext::cuda::CudaError| ModelError::Options(e.to_string());
+            let (model, work) = match model.kernels() {
+                Some(kernels) => cuda::CudaRunner::measure(model, device, kernels, config)?,
+                // libtorch's kernels keep nothing beside what they return.
+                None => (model, 1 << 30),
+            };
+            torch_ext::cuda::release_memory().map_err(options)?;
+            let memory = torch_ext::cuda::memory(device).map_err(options)?;
+            Ok((model, memory, work))
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (model, config);
+            let what = format!("device cuda:{device}: this build has no CUDA support");
+            Err(ModelError::Options(what))
+        }
     }
 
     /// The model.

@@ -95,7 +95,7 @@ impl StepInts {
         }
     }
 
-    fn push_row(&mut self, slot: i32, start: usize, len: usize, source: i32) {
+    pub(super) fn push_row(&mut self, slot: i32, start: usize, len: usize, source: i32) {
         let first = self.num_tokens as i32;
         self.rows
             .extend([slot, start as i32, len as i32, source, first]);

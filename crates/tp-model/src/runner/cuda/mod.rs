@@ -31,6 +31,9 @@ use crate::model::Model;
 /// Uploads that may wait for the device at a time: more than steps in flight.
 const UPLOADS: usize = 4;
 
+/// Memory of a captured graph beside its tensors, about.
+const GRAPH_BYTES: u64 = 2 << 20;
+
 /// A model on a GPU with its cache and the state of all running sequences.
 #[derive(Debug)]
 pub(crate) struct CudaRunner {
@@ -91,6 +94,20 @@ impl CudaRunner {
         config: &RunnerConfig,
     ) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
+        let mut runner = Self::without_graphs(model, kernels, config)?;
+        // Largest first, so that the others find room in its memory.
+        for size in capture_sizes(config.max_num_seqs).into_iter().rev() {
+            runner.capture_graph(size)?;
+        }
+        runner.graphs.graphs.reverse();
+        Ok(runner)
+    }
+
+    fn without_graphs(
+        model: Model,
+        kernels: Arc<Kernels>,
+        config: &RunnerConfig,
+    ) -> Result<Self, ModelError> {
         let device = model.device();
         let tch::Device::Cuda(index) = device else {
             return Err(options(format!("{device:?} is not a GPU")));
@@ -103,7 +120,7 @@ impl CudaRunner {
         let upload = |capacity| Upload::new(capacity, UPLOADS, index).map_err(options);
         let mut rotary = Rotary::new(&model.config().rope, device);
         let angles = rotary.rows(&[], &[config.max_model_len as i64 - 1]);
-        let mut runner = Self {
+        Ok(Self {
             cache: KvCache::new(model.kv_shape(config.block_size), config.num_blocks, device)?,
             batch: InputBatch::new(slots, config.num_blocks),
             sampler: CudaSampler::new(kernels.clone(), model.config().vocab_size, slots)
@@ -136,9 +153,57 @@ impl CudaRunner {
             stream,
             kernels,
             model,
-        };
-        runner.capture_graphs()?;
-        Ok(runner)
+        })
+    }
+
+    /// Bytes that the largest steps take beside weights and cache, found by running them on a cache
+    /// of two blocks. The model comes back.
+    pub(crate) fn measure(
+        model: Model,
+        device: usize,
+        kernels: Arc<Kernels>,
+        config: &RunnerConfig,
+    ) -> Result<(Model, u64), ModelError> {
+        let config = RunnerConfig { num_blocks: 2, ..*config };
+        let _no_grad = tch::no_grad_guard();
+        let mut runner = Self::without_graphs(model, kernels, &config)?;
+        runner.capture_graph(config.max_num_seqs)?;
+        runner.largest_step().map_err(options)?;
+        torch_ext::cuda::synchronize(device).map_err(options)?;
+        let during = torch_ext::cuda::memory(device).map_err(options)?;
+        let Self { model, .. } = runner;
+        torch_ext::cuda::release_memory().map_err(options)?;
+        let after = torch_ext::cuda::memory(device).map_err(options)?;
+        let graphs = capture_sizes(config.max_num_seqs).len() as u64;
+        let work = after.free.saturating_sub(during.free) + graphs * GRAPH_BYTES;
+        Ok((model, work))
+    }
+
+    /// A step of as many prompt tokens as there may be, in as few sequences as can hold them,
+    /// whose keys and values all go to one block.
+    fn largest_step(&mut self) -> Result<(), String> {
+        let slots = self.config.max_num_seqs;
+        self.ints.clear();
+        self.tables.fill_(1);
+        let mut left = self.config.max_num_batched_tokens;
+        self.ints.tokens.resize(left, 0);
+        for slot in 0..slots {
+            let len = left.min(self.config.max_model_len);
+            if len == 0 {
+                break;
+            }
+            self.ints.push_row(slot as i32, 0, len, 0);
+            left -= len;
+        }
+        let rows = self.ints.num_rows();
+        self.send_rows()?;
+        self.prepare(rows)?;
+        let batch = self.attention_batch(self.ints.num_tokens, rows, self.paged_work()?);
+        let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
+        let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
+        let hidden = self.model.forward(&ids, Some(&sampled), &self.cache, &batch);
+        let _ = self.model.raw_logits(&hidden.map_err(|e| e.to_string())?);
+        Ok(())
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -149,27 +214,21 @@ impl CudaRunner {
         &self.config
     }
 
-    /// Captures the decode graphs, largest first, so that the others find room in its memory.
-    fn capture_graphs(&mut self) -> Result<(), ModelError> {
-        for size in capture_sizes(self.config.max_num_seqs).into_iter().rev() {
-            // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
-            self.ints.clear();
-            self.ints.pad(size);
-            self.send_rows().map_err(options)?;
-            let batch = self.decode_batch(size);
-            let warm = self.decode(size, &batch);
-            drop(warm.map_err(options)?);
-            let (graph, logits) =
-                Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
-            let logits = logits.map_err(options)?;
-            self.graphs.graphs.push(DecodeGraph {
-                size,
-                graph,
-                logits,
-                _batch: batch,
-            });
-        }
-        self.graphs.graphs.reverse();
+    fn capture_graph(&mut self, size: usize) -> Result<(), ModelError> {
+        // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
+        self.ints.clear();
+        self.ints.pad(size);
+        self.send_rows().map_err(options)?;
+        let batch = self.decode_batch(size);
+        drop(self.decode(size, &batch).map_err(options)?);
+        let (graph, logits) =
+            Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
+        self.graphs.graphs.push(DecodeGraph {
+            size,
+            graph,
+            logits: logits.map_err(options)?,
+            _batch: batch,
+        });
         Ok(())
     }
 
@@ -386,7 +445,7 @@ impl CudaRunner {
         self.send_rows()?;
         self.prepare(rows)?;
         let tokens = self.ints.num_tokens;
-        let work = self.kernels_work()?;
+        let work = self.paged_work()?;
         let batch = self.attention_batch(tokens, rows, work);
         let count = ticket.samples.len();
         let ends: Vec<i32> = self

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use tch::Tensor;
-use torch_ext::cuda::Kernels;
+use torch_ext::cuda::{DecodeWorkspace, Heads, Kernels, PagedKv, Scores, WriteKv};
 
-use super::{AttentionBackend, AttentionBatch, AttentionLayer};
+use super::{AttentionBackend, AttentionBatch, AttentionLayer, HostBatch};
 use crate::kv_cache::LayerKv;
 use crate::layers::computed;
 
@@ -14,10 +14,54 @@ use crate::layers::computed;
 pub struct PagedWork {
     /// `[n]` int32: sequences with one query, for the decode kernel.
     pub decode: Option<Tensor>,
-    /// Tiles of queries of the others, for the prefill kernel.
+    /// Tiles of the other sequences' queries ([`Kernels::prefill_tiles`]).
     pub prefill: Option<Tensor>,
     /// No sequence of the step has a longer context; of a captured one, none ever will.
     pub max_context: usize,
+    /// Where decoding keeps partial results.
+    pub workspace: Option<Arc<DecodeWorkspace>>,
+}
+
+impl PagedWork {
+    /// The tiles of `chunks`: index of a sequence, number of its new tokens, its context with them.
+    pub(crate) fn prefill(
+        kernels: &Kernels,
+        heads: Heads,
+        chunks: &[(usize, usize, usize)],
+    ) -> Option<Tensor> {
+        let tiles = kernels.prefill_tiles(heads, chunks);
+        (!tiles.is_empty()).then(|| {
+            Tensor::from_slice(&tiles)
+                .view([-1, 2])
+                .to_device(kernels.device())
+        })
+    }
+
+    /// Every sequence by the prefill kernel, which can do all: for callers without a runner.
+    fn of_host(kernels: &Kernels, heads: Heads, host: &HostBatch) -> Self {
+        let chunk = |seq: usize| {
+            let len = host.query_start[seq + 1] - host.query_start[seq];
+            (seq, len as usize, host.context_len[seq] as usize)
+        };
+        let chunks: Vec<_> = (0..host.num_seqs()).map(chunk).collect();
+        Self {
+            decode: None,
+            prefill: Self::prefill(kernels, heads, &chunks),
+            max_context: 0,
+            workspace: None,
+        }
+    }
+}
+
+impl AttentionLayer {
+    /// The heads, as the kernels want them said.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads {
+            heads: self.num_heads,
+            kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
 }
 
 /// Paged attention on a GPU.
@@ -30,5 +74,77 @@ impl Paged {
     /// Attention by `kernels`.
     pub fn new(kernels: Arc<Kernels>) -> Self {
         Self { kernels }
+    }
+}
+
+impl AttentionBackend for Paged {
+    fn write_kv(
+        &self,
+        qkv: &Tensor,
+        layer: &AttentionLayer,
+        kv: &LayerKv,
+        batch: &AttentionBatch,
+    ) -> Tensor {
+        let norms = layer.qk_norm.as_ref();
+        computed(self.kernels.write_kv(&WriteKv {
+            qkv,
+            qk_norm: norms.map(|(q, k)| (&q.weight, &k.weight)),
+            eps: norms.map_or(0.0, |(q, _)| q.eps),
+            cos: &batch.rope.cos,
+            sin: &batch.rope.sin,
+            rope_index: &batch.rope.index,
+            slots: &batch.slots,
+            k_cache: &kv.k,
+            v_cache: &kv.v,
+        }))
+    }
+
+    fn attend(
+        &self,
+        q: &Tensor,
+        layer: &AttentionLayer,
+        kv: &LayerKv,
+        batch: &AttentionBatch,
+    ) -> Tensor {
+        let made;
+        let work = match &batch.work {
+            Some(work) => work,
+            None => {
+                made = PagedWork::of_host(&self.kernels, layer.heads(), &batch.host);
+                &made
+            }
+        };
+        let width = (layer.num_heads * layer.head_dim) as i64;
+        let out = Tensor::empty([q.size()[0], width], (q.kind(), q.device()));
+        let paged = PagedKv {
+            k: &kv.k,
+            v: &kv.v,
+            block_tables: &batch.block_tables,
+            query_start: &batch.query_start,
+            context_len: &batch.context_len,
+        };
+        let scores = Scores {
+            scale: layer.scale(),
+            window: layer.window,
+            soft_cap: None,
+        };
+        if let (Some(seqs), Some(workspace)) = (&work.decode, &work.workspace) {
+            computed(self.kernels.attention_decode(
+                q,
+                &paged,
+                seqs,
+                &out,
+                &scores,
+                work.max_context,
+                workspace,
+            ));
+        }
+        if let Some(tiles) = &work.prefill {
+            computed(
+                self.kernels
+                    .attention_prefill(q, &paged, tiles, &out, &scores),
+            );
+        }
+        out
     }
 }

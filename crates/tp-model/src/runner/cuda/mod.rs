@@ -14,7 +14,8 @@ use sampler::cuda::{CudaSampler, Sampling};
 use sampler::{TokenLogprobs, sequence_seed};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::{
-    Graph, GraphPool, Kernels, Readback, RowLimits, StepTensors, Stream, Upload,
+    DecodeWorkspace, Graph, GraphPool, Heads, Kernels, Readback, RowLimits, StepTensors, Stream,
+    Upload,
 };
 
 use self::graphs::{DecodeGraph, DecodeGraphs, capture_sizes};
@@ -48,11 +49,14 @@ pub(crate) struct CudaRunner {
     ints: StepInts,
     limits: RowLimits,
     uploads: Uploads,
+    heads: Heads,
     /// `[slots, width]` int32: every slot's block table.
     tables: Tensor,
     /// `[slots]` int32: the token that each slot sampled last.
     last_token: Tensor,
     tensors: StepTensors,
+    /// Partial results of decode attention.
+    workspace: Arc<DecodeWorkspace>,
     /// Rotary angles of all positions.
     rope: (Tensor, Tensor),
     graphs: DecodeGraphs,
@@ -118,10 +122,17 @@ impl CudaRunner {
         let (slots, tokens) = (config.max_num_seqs, config.max_num_batched_tokens);
         let zeros = |size: &[i64]| Tensor::f_zeros(size, (Kind::Int, device));
         let upload = |capacity| Upload::new(capacity, UPLOADS, index).map_err(options);
+        let shape = model.kv_shape(config.block_size);
+        let heads = Heads {
+            heads: model.config().num_heads,
+            kv_heads: shape.num_kv_heads,
+            head_dim: shape.head_dim,
+        };
         let mut rotary = Rotary::new(&model.config().rope, device);
         let angles = rotary.rows(&[], &[config.max_model_len as i64 - 1]);
         Ok(Self {
-            cache: KvCache::new(model.kv_shape(config.block_size), config.num_blocks, device)?,
+            cache: KvCache::new(shape, config.num_blocks, device)?,
+            heads,
             batch: InputBatch::new(slots, config.num_blocks),
             sampler: CudaSampler::new(kernels.clone(), model.config().vocab_size, slots)
                 .map_err(options)?,
@@ -143,6 +154,11 @@ impl CudaRunner {
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,
             tensors: StepTensors::new(tokens.max(slots), slots, width, &kernels)?,
+            workspace: Arc::new(
+                kernels
+                    .decode_workspace(heads, slots, config.max_model_len)
+                    .map_err(options)?,
+            ),
             rope: (angles.cos, angles.sin),
             graphs: DecodeGraphs {
                 pool: GraphPool::new().map_err(options)?,
@@ -164,7 +180,10 @@ impl CudaRunner {
         kernels: Arc<Kernels>,
         config: &RunnerConfig,
     ) -> Result<(Model, u64), ModelError> {
-        let config = RunnerConfig { num_blocks: 2, ..*config };
+        let config = RunnerConfig {
+            num_blocks: 2,
+            ..*config
+        };
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, &config)?;
         runner.capture_graph(config.max_num_seqs)?;
@@ -201,7 +220,9 @@ impl CudaRunner {
         let batch = self.attention_batch(self.ints.num_tokens, rows, self.paged_work()?);
         let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
         let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
-        let hidden = self.model.forward(&ids, Some(&sampled), &self.cache, &batch);
+        let hidden = self
+            .model
+            .forward(&ids, Some(&sampled), &self.cache, &batch);
         let _ = self.model.raw_logits(&hidden.map_err(|e| e.to_string())?);
         Ok(())
     }
@@ -243,6 +264,7 @@ impl CudaRunner {
                 decode: Some(all),
                 prefill: None,
                 max_context: self.config.max_model_len,
+                workspace: Some(self.workspace.clone()),
             },
         )
     }
@@ -271,6 +293,26 @@ impl CudaRunner {
         let ids = self.tensors.ids.narrow(0, 0, rows as i64);
         let hidden = self.model.forward(&ids, None, &self.cache, batch);
         Ok(self.model.raw_logits(&hidden.map_err(|e| e.to_string())?))
+    }
+
+    /// Who computes what in the step that was gathered.
+    fn paged_work(&self) -> Result<PagedWork, String> {
+        let rows = self.ints.lens.iter().zip(&self.ints.contexts).enumerate();
+        let (mut decode, mut chunks) = (Vec::new(), Vec::new());
+        for (row, (&len, &context)) in rows {
+            match len {
+                1 => decode.push(row as i32),
+                _ => chunks.push((row, len, context)),
+            }
+        }
+        let device = self.model.device();
+        let upload = |values: &[i32]| Tensor::from_slice(values).to_device(device);
+        Ok(PagedWork {
+            decode: (!decode.is_empty()).then(|| upload(&decode)),
+            prefill: PagedWork::prefill(&self.kernels, self.heads, &chunks),
+            max_context: self.config.max_model_len,
+            workspace: Some(self.workspace.clone()),
+        })
     }
 
     fn prepare(&self, rows: usize) -> Result<(), String> {
@@ -546,7 +588,10 @@ impl CudaRunner {
             let count = tokens.len();
             host.copy_data(&mut tokens, count);
             self.readbacks.push(readback);
-            let results = self.sampler.results(&sampling, &tokens);
+            let results = self
+                .sampler
+                .results(&sampling, &tokens)
+                .map_err(|e| e.to_string())?;
             for (result, refused) in results.into_iter().zip(ticket.refused) {
                 samples.push(outcome(result, refused.as_deref()));
             }
@@ -572,7 +617,10 @@ impl ModelRunner for CudaRunner {
             // The engine may have moved to a thread of its own since the last call.
             self.stream
                 .make_current()
-                .map_err(|e| RunnerError::Device { step, what: e.to_string() })?;
+                .map_err(|e| RunnerError::Device {
+                    step,
+                    what: e.to_string(),
+                })?;
             self.step(plan)
         })
     }

@@ -18,16 +18,26 @@
 
 #define INFINITY_F __int_as_float(0x7f800000)
 
-static const int WARPS = 4;
+#ifndef WARPS_N
+#define WARPS_N 4
+#endif
+#ifndef ONE_N
+#define ONE_N 16
+#endif
+#ifndef MIN_N
+#define MIN_N 8
+#endif
+static const int WARPS = WARPS_N;
 static const int THREADS = WARPS * 32;
 static const int TILE = 16;
 static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
 static const int TILE_BYTES = TILE * HEAD_DIM * 2;
 static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
+static const int TOGETHER = 8;                  // parts that are loaded at once
 static const int PAD_DIM = HEAD_DIM + 8;       // floats in a row of the merge buffer
 // A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
-static const int ONE_SPLIT = 16;
-static const int MIN_SPLIT = 8;
+static const int ONE_SPLIT = ONE_N;
+static const int MIN_SPLIT = MIN_N;
 
 /// Where chunk `c` of row `r` is in a tile: rows of equal banks get different chunks.
 DEVICE u32 chunk_offset(int r, int c) {
@@ -88,17 +98,22 @@ struct Cursor {
     }
 };
 
+/// Where the keys of the cursor's tile begin in the cache (for ANY_BLOCK: nothing).
+DEVICE i64 find_tile(const Cursor &c, const int *table, const Params &p) {
+#if ANY_BLOCK
+    return 0;
+#else
+    int token0 = (c.first_tile + c.tile) * TILE;
+    int block = min((u32)table[token0 / p.block_size], (u32)p.blocks - 1);
+    return (((i64)block * p.kv_heads + c.head / p.groups) * p.block_size + token0 % p.block_size) * HEAD_DIM;
+#endif
+}
+
 /// Starts the copies of the cursor's tile. Tokens that are not attended to arrive as zeros: what
 /// the cache holds there may be anything, also NaN.
-DEVICE void copy_tile(u32 stage, const Cursor &c, int table_row, const Params &p) {
+DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, const Params &p) {
     int lane = threadIdx.x % 32;
     int token0 = (c.first_tile + c.tile) * TILE;
-    int kv_head = c.head / p.groups;
-    const int *table = p.block_tables + (i64)table_row * p.width;
-#if !ANY_BLOCK
-    int block = min((u32)table[token0 / p.block_size], (u32)p.blocks - 1);
-    i64 at = (((i64)block * p.kv_heads + kv_head) * p.block_size + token0 % p.block_size) * HEAD_DIM;
-#endif
 #pragma unroll
     for (int i = 0; i < TILE * CHUNKS / 32; ++i) {
         int index = lane + 32 * i;
@@ -107,8 +122,8 @@ DEVICE void copy_tile(u32 stage, const Cursor &c, int table_row, const Params &p
         bool valid = token >= c.start && token < c.context;
 #if ANY_BLOCK
         int block = valid ? min((u32)table[token / p.block_size], (u32)p.blocks - 1) : 0;
-        i64 from = (((i64)block * p.kv_heads + kv_head) * p.block_size + token % p.block_size) * HEAD_DIM +
-                   chunk * 8;
+        i64 row = ((i64)block * p.kv_heads + c.head / p.groups) * p.block_size + token % p.block_size;
+        i64 from = row * HEAD_DIM + chunk * 8;
 #else
         i64 from = at + index * 8;
 #endif
@@ -137,7 +152,12 @@ DEVICE void store_out(elem *p, float4 x) {
     *(uint2 *)p = packed;
 }
 
-DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp2f(x - max); }
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp2_fast(x - max); }
 
 /// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM];
 /// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]].
@@ -156,7 +176,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
     float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
-    int *first_item = contexts + n;                                // [n + 1], in splits
+    int *first_item = contexts + n;                                // [n], in splits
+    int *table_rows = first_item + n, *q_rows = table_rows + n;    // [n] each
     __shared__ int scan[WARPS];
     __shared__ int is_last;
 
@@ -172,7 +193,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         int i = base + tid, splits = 0;
         if (i < n) {
             int seq = seqs[i];
-            int context = seq >= 0 && seq < num_seqs ? context_len[seq] : 0;
+            bool known = seq >= 0 && seq < num_seqs;
+            int context = known ? context_len[seq] : 0, row = known ? query_start[seq] : -1;
+            table_rows[i] = known ? seq : 0;
+            q_rows[i] = row < tokens ? row : -1;
             context = max(0, min(context, max_context));
             contexts[i] = context;
             splits = Cut(context, p).splits;
@@ -223,12 +247,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     auto copy_next = [&]() {
         while (ahead.item < end && ahead.tile >= ahead.tile_end) ahead.advance(end, contexts, p, warp);
         if (ahead.item < end) {
+            const int *table = block_tables + (i64)table_rows[ahead.seq] * width;
+            i64 at = find_tile(ahead, table, p);
             // The newest token was written by the kernel before this one; all others earlier.
             if (!waited && ahead.first_tile + ahead.tile >= (ahead.context - 1) / TILE) {
                 pdl_wait();
                 waited = true;
             }
-            copy_tile(my_ring + filled * STAGE_BYTES, ahead, seqs[ahead.seq], p);
+            copy_tile(my_ring + filled * STAGE_BYTES, at, ahead, table, p);
             ahead.tile += WARPS;
         }
         cp_async_commit();
@@ -247,12 +273,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int loaded_seq = -1, loaded_head = -1;
     int stage = 0;
     for (; c.item < end; c.advance(end, contexts, p, warp)) {
-        int row = query_start[seqs[c.seq]]; // of q and of out
-        bool inside = row >= 0 && row < tokens;
+        int row = q_rows[c.seq]; // of q and of out
         int kv_head = c.head / groups;
         int first_row = c.head % groups * rows; // among the heads of the KV head
         int first_head = kv_head * p.ratio + first_row;
-        int live_rows = inside ? min(rows, p.ratio - first_row) : 0;
+        int live_rows = row >= 0 ? min(rows, p.ratio - first_row) : 0;
         if (c.seq != loaded_seq || c.head != loaded_head) {
             loaded_seq = c.seq, loaded_head = c.head;
             const elem *from = q + ((i64)row * heads + first_head) * HEAD_DIM;
@@ -316,7 +341,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         float &x = s[j][2 * h + e];
-                        x = exp2f(x - most);
+                        x = exp2_fast(x - most);
                         l[h] += x;
                     }
                 if (__any_sync(FULL_WARP, fade != 1.f)) {
@@ -382,42 +407,48 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         if (c.splits == 1) continue;
 
-        __threadfence();
         __syncthreads();
         if (tid == 0) {
+            __threadfence(); // of the whole block's parts, which it has seen
             is_last = atomicAdd(counters + list, 1u) == (u32)c.splits - 1;
+            __threadfence();
             if (is_last) counters[list] = 0;
         }
         __syncthreads();
         if (!is_last) continue;
-        __threadfence();
-        // How much each split counts, in the place of the parts that were merged.
         slot = list * part_splits * rows;
-        for (int r = warp; r < live_rows; r += WARPS) {
-            float most = -INFINITY_F, total = 0.f;
-            for (int s = lane; s < c.splits; s += 32) most = fmaxf(most, load_cg(part_ml + slot + s * rows + r).x);
-            most = warp_max(most);
-            for (int s = lane; s < c.splits; s += 32) {
-                float2 ml = load_cg(part_ml + slot + s * rows + r);
-                float weight = exp2_diff(ml.x, most);
-                total += weight * ml.y;
-                merge[r * part_splits + s] = weight;
-            }
-            total = warp_sum(total);
-            if (lane == 0) merge_ml[r] = make_float2(1.f / total, 0.f);
-        }
-        __syncthreads();
         for (int e = tid * 4; e < live_rows * HEAD_DIM; e += THREADS * 4) {
-            int r = e / HEAD_DIM;
-            float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+            const float2 *from_ml = part_ml + slot + e / HEAD_DIM;
             const float *from = part + slot * HEAD_DIM + e;
-#pragma unroll 8
-            for (int s = 0; s < c.splits; ++s) {
-                float weight = merge[r * part_splits + s];
-                float4 y = load_cg((const float4 *)(from + (i64)s * rows * HEAD_DIM));
-                x.x += weight * y.x, x.y += weight * y.y, x.z += weight * y.z, x.w += weight * y.w;
+            float most = -INFINITY_F, total = 0.f;
+            float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+            for (int begin = 0; begin < c.splits; begin += TOGETHER) {
+                float2 ml[TOGETHER];
+                float4 y[TOGETHER];
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) {
+                    int s = min(begin + i, c.splits - 1);
+                    ml[i] = load_cg(from_ml + s * rows);
+                    y[i] = load_cg((const float4 *)(from + (i64)s * rows * HEAD_DIM));
+                }
+                float now = most;
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) {
+                    if (begin + i >= c.splits) ml[i] = make_float2(-INFINITY_F, 0.f);
+                    now = fmaxf(now, ml[i].x);
+                }
+                float fade = exp2_diff(most, now);
+                most = now, total *= fade;
+                x.x *= fade, x.y *= fade, x.z *= fade, x.w *= fade;
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) {
+                    float weight = exp2_diff(ml[i].x, most);
+                    total += weight * ml[i].y;
+                    x.x += weight * y[i].x, x.y += weight * y[i].y;
+                    x.z += weight * y[i].z, x.w += weight * y[i].w;
+                }
             }
-            float inv = merge_ml[r].x;
+            float inv = 1.f / total;
             store_out(to + e, make_float4(x.x * inv, x.y * inv, x.z * inv, x.w * inv));
         }
     }

@@ -467,7 +467,7 @@ impl DecodePlan {
     fn new(heads: &Heads, n: usize, capability: (i32, i32)) -> Result<Self, Error> {
         let dim = heads.head_dim;
         let merge = WARPS * heads.rows().rows * (dim + 8) * 4;
-        let fixed = merge + WARPS * 16 * 8 + 2 * n * 4;
+        let fixed = merge + WARPS * 16 * 8 + 4 * n * 4;
         let shared = |stages: usize| WARPS * stages * 2 * TILE * dim * 2 + fixed;
         // Of an SM; each block takes 1 KB more than it asks for, and has 128 bytes of its own.
         let all = match capability {

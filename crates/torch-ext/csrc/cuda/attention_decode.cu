@@ -22,10 +22,10 @@
 #define WARPS_N 4
 #endif
 #ifndef ONE_N
-#define ONE_N 16
+#define ONE_N 24
 #endif
 #ifndef MIN_N
-#define MIN_N 8
+#define MIN_N 16
 #endif
 static const int WARPS = WARPS_N;
 static const int THREADS = WARPS * 32;
@@ -306,14 +306,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             u32 keys = my_ring + stage * STAGE_BYTES, values = keys + TILE_BYTES;
             stage = stage + 1 == STAGES ? 0 : stage + 1;
 
-            float s[2][4] = {};
+            // Even and odd steps apart: shorter chains of products that wait for one another.
+            float s[2][4] = {}, s_odd[2][4] = {};
 #pragma unroll
             for (int d = 0; d < HEAD_DIM / 16; ++d) {
+                float(&to)[2][4] = d % 2 && HEAD_DIM <= 128 ? s_odd : s;
                 u32 b[4];
                 ldmatrix_x4(b, keys + chunk_offset(lane / 16 * 8 + lane % 8, 2 * d + (lane / 8) % 2));
                 u32 a1 = WIDE ? qa[d][WIDE ? 2 : 0] : 0, a3 = WIDE ? qa[d][WIDE ? 3 : 0] : 0;
-                mma16816<elem>(s[0], qa[d][0], a1, qa[d][1], a3, b[0], b[1]);
-                mma16816<elem>(s[1], qa[d][0], a1, qa[d][1], a3, b[2], b[3]);
+                mma16816<elem>(to[0], qa[d][0], a1, qa[d][1], a3, b[0], b[1]);
+                mma16816<elem>(to[1], qa[d][0], a1, qa[d][1], a3, b[2], b[3]);
             }
             int token0 = (c.first_tile + c.tile) * TILE;
             bool edge = token0 < c.start || token0 + TILE > c.context;
@@ -325,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         float &x = s[j][2 * h + e];
-                        x *= factor;
+                        x = (x + s_odd[j][2 * h + e]) * factor;
                         if (SOFT_CAP) x = soft_cap * log2e * tanhf(x);
                         int token = token0 + 8 * j + 2 * t + e;
                         if (edge && (token < c.start || token >= c.context)) x = -INFINITY_F;

@@ -33,7 +33,8 @@ DEVICE u32 chunk_offset(int r, int c) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prefill(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
                       const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
-                      int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap) {
+                      int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
+                      int /* num_tiles */) {
     extern __shared__ __align__(128) unsigned char shared[];
     u32 q_tile = shared_address(shared), ring = q_tile + ROWS * HEAD_DIM * 2;
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;

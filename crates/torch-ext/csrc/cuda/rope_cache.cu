@@ -1,10 +1,11 @@
 // Between the QKV product and attention, in one pass over it: the norm of each head of Q and K (if
 // the layer has one), the rotation of Q and K, and the write of K and V to the paged cache.
 //
-// One warp takes one head of one token: all that a head needs stays in registers.
+// One warp takes HEADS heads of one token, all in registers: one where there are few tokens, four
+// where there are many, so that the angles are read once for them and more loads are in flight.
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM, ROTARY_DIM (a multiple of 4, at most HEAD_DIM), QK_NORM (0
-// or 1).
+// or 1), HEADS.
 #include "common.cuh"
 
 static const int WARPS = 8;
@@ -13,6 +14,18 @@ static const int HALF_ROT = ROTARY_DIM / 2;
 static const int TURNS = (HALF_ROT / 2 + 31) / 32;
 static const int REST = (HEAD_DIM - ROTARY_DIM) / 2;
 static const int COPIES = (REST + 31) / 32;
+// Registers of a head: first half, second half, rest.
+static const int WORDS = 2 * TURNS + COPIES;
+
+/// Where a lane's `i`-th pair of elements is in a head; negative: nowhere.
+DEVICE int place(int i, int lane) {
+    if (i < 2 * TURNS) {
+        int pair = lane + 32 * (i / 2);
+        return 2 * pair < HALF_ROT ? 2 * pair + (i % 2 ? HALF_ROT : 0) : -1;
+    }
+    int pair = lane + 32 * (i - 2 * TURNS);
+    return pair < REST ? ROTARY_DIM + 2 * pair : -1;
+}
 
 /// x, normalized: rounded before and after the multiplication by the weight, as in the models'
 /// own code.
@@ -32,114 +45,90 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                elem *v_cache, int tokens, int heads, int kv_heads, i64 positions, int blocks,
                int block_size) {
     int lane = threadIdx.x % 32;
-    int all_heads = heads + 2 * kv_heads;
+    int all_heads = heads + 2 * kv_heads, groups = (all_heads + HEADS - 1) / HEADS;
     i64 unit = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
-    bool active = unit < (i64)tokens * all_heads;
-    int token = active ? (int)(unit / all_heads) : 0;
-    int head = active ? (int)(unit % all_heads) : 0;
-    bool is_q = head < heads, is_v = head >= heads + kv_heads;
+    bool active = unit < (i64)tokens * groups;
+    int token = active ? (int)(unit / groups) : 0;
+    int first = active ? (int)(unit % groups) * HEADS : 0;
 
     // None of this comes from an earlier kernel of the step.
     float2 cos_row[TURNS], sin_row[TURNS];
-#if QK_NORM
-    u32 weight[2 * TURNS + COPIES + 1];
-#endif
-    i64 slot = -1;
-    if (active && !is_v) {
+    i64 slot = active && first + HEADS > heads ? slots[token] : -1;
+    if (active && first < heads + kv_heads) {
         i64 row = rope_index[token];
         row = row < 0 ? 0 : (row >= positions ? positions - 1 : row);
 #pragma unroll
         for (int i = 0; i < TURNS; ++i) {
-            int pair = lane + 32 * i;
-            if (2 * pair < HALF_ROT) {
-                cos_row[i] = *(const float2 *)(cos_table + row * HALF_ROT + 2 * pair);
-                sin_row[i] = *(const float2 *)(sin_table + row * HALF_ROT + 2 * pair);
-            }
+            int at = place(2 * i, lane);
+            if (at < 0) continue;
+            cos_row[i] = *(const float2 *)(cos_table + row * HALF_ROT + at);
+            sin_row[i] = *(const float2 *)(sin_table + row * HALF_ROT + at);
         }
-#if QK_NORM
-        const elem *norm = is_q ? q_norm : k_norm;
-#pragma unroll
-        for (int i = 0; i < TURNS; ++i) {
-            int pair = lane + 32 * i;
-            if (2 * pair < HALF_ROT) {
-                weight[2 * i] = *(const u32 *)(norm + 2 * pair);
-                weight[2 * i + 1] = *(const u32 *)(norm + HALF_ROT + 2 * pair);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < COPIES; ++i) {
-            int pair = lane + 32 * i;
-            if (pair < REST) weight[2 * TURNS + i] = *(const u32 *)(norm + ROTARY_DIM + 2 * pair);
-        }
-#endif
     }
-    if (active && !is_q) slot = slots[token];
+#if QK_NORM
+    u32 q_weight[WORDS], k_weight[WORDS];
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) {
+        int at = place(i, lane);
+        if (at < 0) continue;
+        q_weight[i] = *(const u32 *)(q_norm + at);
+        k_weight[i] = *(const u32 *)(k_norm + at);
+    }
+#endif
     pdl_wait();
     pdl_launch();
     if (!active) return;
 
-    const elem *src = qkv + unit * HEAD_DIM;
-    elem *dst;
-    if (is_q) {
-        dst = q_out + ((i64)token * heads + head) * HEAD_DIM;
-    } else {
-        i64 block = slot / block_size;
-        if (slot < 0 || block >= blocks) return;
-        int kv_head = is_v ? head - heads - kv_heads : head - heads;
-        i64 at = ((block * kv_heads + kv_head) * block_size + slot % block_size) * HEAD_DIM;
-        dst = (is_v ? v_cache : k_cache) + at;
-    }
-    if (is_v) {
+    u32 words[HEADS][WORDS];
 #pragma unroll
-        for (int i = 0; i < (HEAD_DIM / 2 + 31) / 32; ++i) {
-            int pair = lane + 32 * i;
-            if (pair < HEAD_DIM / 2) *(u32 *)(dst + 2 * pair) = *(const u32 *)(src + 2 * pair);
+    for (int h = 0; h < HEADS; ++h) {
+        const elem *src = qkv + ((i64)token * all_heads + first + h) * HEAD_DIM;
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            int at = place(i, lane);
+            words[h][i] = at >= 0 && first + h < all_heads ? *(const u32 *)(src + at) : 0;
         }
-        return;
     }
-
-    float2 a[TURNS], b[TURNS], rest[COPIES + 1];
-    float squares = 0.f;
+    i64 block = slot / block_size;
+    bool write = slot >= 0 && block < blocks;
 #pragma unroll
-    for (int i = 0; i < TURNS; ++i) {
-        int pair = lane + 32 * i;
-        a[i] = b[i] = make_float2(0.f, 0.f);
-        if (2 * pair < HALF_ROT) {
-            a[i] = unpack2<elem>(*(const u32 *)(src + 2 * pair));
-            b[i] = unpack2<elem>(*(const u32 *)(src + HALF_ROT + 2 * pair));
+    for (int h = 0; h < HEADS; ++h) {
+        int head = first + h;
+        bool is_q = head < heads, is_v = head >= heads + kv_heads;
+        elem *dst;
+        if (is_q) {
+            dst = q_out + ((i64)token * heads + head) * HEAD_DIM;
+        } else {
+            if (!write || head >= all_heads) continue;
+            int kv_head = is_v ? head - heads - kv_heads : head - heads;
+            i64 at = ((block * kv_heads + kv_head) * block_size + slot % block_size) * HEAD_DIM;
+            dst = (is_v ? v_cache : k_cache) + at;
         }
-        squares += a[i].x * a[i].x + a[i].y * a[i].y + b[i].x * b[i].x + b[i].y * b[i].y;
-    }
+        if (!is_v) {
+            float2 x[WORDS];
 #pragma unroll
-    for (int i = 0; i < COPIES; ++i) {
-        int pair = lane + 32 * i;
-        rest[i] = make_float2(0.f, 0.f);
-        if (pair < REST) rest[i] = unpack2<elem>(*(const u32 *)(src + ROTARY_DIM + 2 * pair));
-        squares += rest[i].x * rest[i].x + rest[i].y * rest[i].y;
-    }
+            for (int i = 0; i < WORDS; ++i) x[i] = unpack2<elem>(words[h][i]);
 #if QK_NORM
-    float inv = rsqrtf(warp_sum(squares) / HEAD_DIM + eps);
+            float squares = 0.f;
+#pragma unroll
+            for (int i = 0; i < WORDS; ++i) squares += x[i].x * x[i].x + x[i].y * x[i].y;
+            float inv = rsqrtf(warp_sum(squares) / HEAD_DIM + eps);
+#pragma unroll
+            for (int i = 0; i < WORDS; ++i) x[i] = scaled(x[i], inv, is_q ? q_weight[i] : k_weight[i]);
 #endif
 #pragma unroll
-    for (int i = 0; i < TURNS; ++i) {
-        int pair = lane + 32 * i;
-        if (2 * pair >= HALF_ROT) continue;
-#if QK_NORM
-        a[i] = scaled(a[i], inv, weight[2 * i]);
-        b[i] = scaled(b[i], inv, weight[2 * i + 1]);
-#endif
-        float2 c = cos_row[i], s = sin_row[i];
-        *(u32 *)(dst + 2 * pair) = pack2<elem>(a[i].x * c.x - b[i].x * s.x, a[i].y * c.y - b[i].y * s.y);
-        *(u32 *)(dst + HALF_ROT + 2 * pair) =
-            pack2<elem>(b[i].x * c.x + a[i].x * s.x, b[i].y * c.y + a[i].y * s.y);
-    }
+            for (int i = 0; i < TURNS; ++i) {
+                float2 a = x[2 * i], b = x[2 * i + 1], c = cos_row[i], s = sin_row[i];
+                x[2 * i] = make_float2(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y);
+                x[2 * i + 1] = make_float2(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y);
+            }
 #pragma unroll
-    for (int i = 0; i < COPIES; ++i) {
-        int pair = lane + 32 * i;
-        if (pair >= REST) continue;
-#if QK_NORM
-        rest[i] = scaled(rest[i], inv, weight[2 * TURNS + i]);
-#endif
-        *(u32 *)(dst + ROTARY_DIM + 2 * pair) = pack2<elem>(rest[i].x, rest[i].y);
+            for (int i = 0; i < WORDS; ++i) words[h][i] = pack2<elem>(x[i].x, x[i].y);
+        }
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            int at = place(i, lane);
+            if (at >= 0) *(u32 *)(dst + at) = words[h][i];
+        }
     }
 }

@@ -40,14 +40,24 @@ pub(crate) static PREFILL: Source = Source {
     ],
 };
 
+pub(crate) static PREFILL_SM90: Source = Source {
+    name: "attention_prefill_sm90",
+    text: include_str!("../../csrc/cuda/attention_prefill_sm90.cu"),
+    variants: &[
+        &["T_BF16=1", "HEAD_DIM=128", "SOFT_CAP=0"],
+        &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0"],
+        &["T_HALF=1", "HEAD_DIM=256", "SOFT_CAP=1"],
+    ],
+};
+
 /// Head sizes that attention is there for.
 const HEAD_DIMS: &[usize] = &[64, 80, 96, 128, 256];
 /// Warps of a decode block, tokens of a decode tile: WARPS and TILE in the source.
 const WARPS: usize = 4;
 const TILE: usize = 16;
 /// ONE_SPLIT and MIN_SPLIT in the source, in tiles.
-const ONE_SPLIT: usize = 16;
-const MIN_SPLIT: usize = 8;
+const ONE_SPLIT: usize = 24;
+const MIN_SPLIT: usize = 16;
 /// One long sequence is cut into about as many items as keep a GPU busy.
 const ITEMS: usize = 256;
 /// Sequences of one decode launch: their list is in shared memory.
@@ -287,6 +297,17 @@ impl Kernels {
 
     /// The kernel for prefill on this device.
     fn prefill_kernel(&self, head_dim: usize) -> PrefillKernel {
+        if self.capability() == (9, 0) && matches!(head_dim, 64 | 128 | 256) {
+            let (rows, keys) = (128, if head_dim == 256 { 64 } else { 128 });
+            return PrefillKernel {
+                source: &PREFILL_SM90,
+                rows,
+                block: 384,
+                // And room to begin at a multiple of 1024.
+                shared: ((rows + 4 * keys) * head_dim * 2 + 1024) as u32,
+                persistent: true,
+            };
+        }
         let (warps, keys) = if head_dim > 128 { (4, 32) } else { (8, 64) };
         let rows = 16 * warps;
         PrefillKernel {
@@ -294,6 +315,7 @@ impl Kernels {
             rows,
             block: 32 * warps as u32,
             shared: ((rows + 4 * keys) * head_dim * 2) as u32,
+            persistent: false,
         }
     }
 
@@ -362,9 +384,12 @@ impl Kernels {
         // The grid's second dimension ends at 65535.
         for begin in (0..count).step_by(65535) {
             let len = 65535.min(count - begin);
-            let launch = Launch::new([heads.kv_heads as u32, len as u32, 1], kernel.block)
-                .shared(kernel.shared)
-                .pdl();
+            let grid = if kernel.persistent {
+                [(heads.kv_heads * len).min(self.num_sms()) as u32, 1, 1]
+            } else {
+                [heads.kv_heads as u32, len as u32, 1]
+            };
+            let launch = Launch::new(grid, kernel.block).shared(kernel.shared).pdl();
             let tiles = tiles.narrow(0, begin as i64, len as i64);
             let args = [
                 q.into(),
@@ -385,6 +410,7 @@ impl Kernels {
                 Arg::from(window),
                 Arg::from(scores.scale as f32),
                 Arg::from(soft_cap),
+                Arg::from(len as i32),
             ];
             // SAFETY: the shapes were checked; what the device holds is checked in the kernel.
             unsafe { self.launch(function, &launch, &args)? };
@@ -454,6 +480,8 @@ struct PrefillKernel {
     rows: usize,
     block: u32,
     shared: u32,
+    /// Its blocks walk over the tiles: as many as there are SMs will do.
+    persistent: bool,
 }
 
 /// How a decode launch uses an SM.

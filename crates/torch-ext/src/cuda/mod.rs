@@ -70,6 +70,7 @@ pub const SOURCES: &[&Source] = &[
     &copy::SOURCE,
     &attention::DECODE,
     &attention::PREFILL,
+    &attention::PREFILL_SM90,
     &rope::SOURCE,
     &sample::LOGPROBS,
     &sample::RACE,

@@ -11,13 +11,27 @@ pub(crate) static SOURCE: Source = Source {
     name: "rope_cache",
     text: include_str!("../../csrc/cuda/rope_cache.cu"),
     variants: &[
-        &["T_BF16=1", "HEAD_DIM=128", "ROTARY_DIM=128", "QK_NORM=1"],
-        &["T_HALF=1", "HEAD_DIM=80", "ROTARY_DIM=32", "QK_NORM=0"],
+        &[
+            "T_BF16=1",
+            "HEAD_DIM=128",
+            "ROTARY_DIM=128",
+            "QK_NORM=1",
+            "HEADS=4",
+        ],
+        &[
+            "T_HALF=1",
+            "HEAD_DIM=80",
+            "ROTARY_DIM=32",
+            "QK_NORM=0",
+            "HEADS=1",
+        ],
     ],
 };
 
-/// Heads that a thread block takes: WARPS in the source.
-const HEADS_PER_BLOCK: usize = 8;
+/// Warps of a thread block: WARPS in the source.
+const WARPS: usize = 8;
+/// From this many tokens on, a warp takes four heads.
+const MANY_TOKENS: usize = 256;
 
 /// Arguments of [`Kernels::write_kv`]. `T` is bfloat16 or float16, the same for all that have it.
 #[derive(Debug)]
@@ -94,15 +108,17 @@ impl Kernels {
         if tokens == 0 {
             return Ok(q);
         }
+        let per_warp = if tokens < MANY_TOKENS { 1 } else { 4 };
         let defines = [
             (element(a.qkv.kind()), 1),
             ("HEAD_DIM", head_dim as i64),
             ("ROTARY_DIM", 2 * half as i64),
             ("QK_NORM", i64::from(a.qk_norm.is_some())),
+            ("HEADS", per_warp as i64),
         ];
         let function = self.function(&SOURCE, "rope_cache", &defines)?;
-        let grid = (tokens * all_heads).div_ceil(HEADS_PER_BLOCK) as u32;
-        let launch = Launch::new([grid, 1, 1], 32 * HEADS_PER_BLOCK as u32).pdl();
+        let grid = (tokens * all_heads.div_ceil(per_warp)).div_ceil(WARPS) as u32;
+        let launch = Launch::new([grid, 1, 1], 32 * WARPS as u32).pdl();
         let args = [
             a.qkv.into(),
             a.qk_norm.map(|norms| norms.0).into(),

@@ -1,0 +1,435 @@
+// Causal attention of many queries of a sequence over its paged keys and values, for Hopper (sm_90a): what
+// attention_prefill.cu computes, with the same arguments, on warpgroup products.
+//
+// One block an SM walks over its share of the tiles. A tile is 128 rows: the `ratio` query heads of one KV head for
+// 128 / ratio consecutive tokens. One warpgroup copies (Q of a tile, then steps of KEYS keys and values from their
+// blocks to a ring in shared memory); the other two compute 64 rows each. While the tensor cores compute the scores of
+// step i + 1 and the output of step i, the softmax of neither is in their way: it runs in between.
+//
+// Shared memory is in panels of 64 dimensions: rows of 128 bytes, whose 16-byte chunks are permuted by the row (the
+// 128-byte swizzle of the product's descriptors).
+//
+// Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1).
+#include "common.cuh"
+
+#define INFINITY_F __int_as_float(0x7f800000)
+#if HEAD_DIM == 256
+#define KEYS_N 64
+#else
+#define KEYS_N 128
+#endif
+#if defined(T_BF16)
+#define TYPES "bf16.bf16"
+#else
+#define TYPES "f16.f16"
+#endif
+
+static const int ROWS = 128;
+static const int KEYS = KEYS_N;
+static const int STAGES = 2;
+static const int CHUNKS = HEAD_DIM / 8;
+static const int Q_BYTES = ROWS * HEAD_DIM * 2;
+static const int KEY_BYTES = KEYS * HEAD_DIM * 2;
+static const float LOG2E = 1.4426950408889634f;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+// ---- warpgroup products ---------------------------------------------------------------------------------------------
+
+/// Of a matrix in shared memory: where it begins; bytes from one panel to the next (if its rows run along the panels);
+/// 1024 bytes from 8 rows to the next 8; the 128-byte swizzle.
+DEVICE u64 descriptor(u32 address, u32 panel_bytes) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)(panel_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+/// Keeps the compiler from touching a product's result before the wait above.
+template <int N> DEVICE void settled(float (&c)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
+
+#define OUT8(i)                                                                                                        \
+    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]),        \
+        "+f"(c[i + 7])
+// multiply_keys: c (64 x KEYS) = a b^T, plus c if `add`; both in shared memory, rows along the panels' dimensions.
+// multiply_values: c (64 x HEAD_DIM) += a b; a in registers, b's rows are tokens.
+#if KEYS_N == 64
+DEVICE void multiply_keys(float (&c)[32], u64 a, u64 b, bool add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPES " {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+                 : OUT8(0), OUT8(8), OUT8(16), OUT8(24)
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+#endif
+#if KEYS_N == 128
+DEVICE void multiply_keys(float (&c)[64], u64 a, u64 b, bool add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES " {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+                 "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+                 : OUT8(0), OUT8(8), OUT8(16), OUT8(24), OUT8(32), OUT8(40), OUT8(48), OUT8(56)
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+#endif
+#if HEAD_DIM == 64
+DEVICE void multiply_values(float (&c)[32], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPES " {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+                 : OUT8(0), OUT8(8), OUT8(16), OUT8(24)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
+#if HEAD_DIM == 128
+DEVICE void multiply_values(float (&c)[64], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES " {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : OUT8(0), OUT8(8), OUT8(16), OUT8(24), OUT8(32), OUT8(40), OUT8(48), OUT8(56)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
+#if HEAD_DIM == 256
+DEVICE void multiply_values(float (&c)[128], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPES " {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+                 "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n"
+                 : OUT8(0), OUT8(8), OUT8(16), OUT8(24), OUT8(32), OUT8(40), OUT8(48), OUT8(56), OUT8(64), OUT8(72), OUT8(80), OUT8(88), OUT8(96), OUT8(104), OUT8(112), OUT8(120)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
+
+// ---- barriers in shared memory ----------------------------------------------------------------------------------------
+
+DEVICE void barrier_init(u32 barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+DEVICE void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Until the phase of this parity is complete.
+DEVICE void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\n"
+                 "DONE:\n}\n" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+/// What this thread sees in shared memory is also seen by the warpgroup products.
+DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// A place in a ring of buffers and how often it went round.
+struct Ring {
+    int at;
+    u32 parity;
+    DEVICE void next() {
+        if (++at == STAGES) at = 0, parity ^= 1;
+    }
+};
+
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
+struct Args {
+    const elem *q, *k, *v;
+    const int *block_tables, *query_start, *context_len, *tiles;
+    elem *out;
+    int tokens, num_seqs, heads, kv_heads, width, blocks, block_size, window;
+    float scale, soft_cap;
+};
+
+/// One tile, and which keys it sees.
+struct Tile {
+    int seq, kv_head, row, tokens, position, from, begin, steps, end;
+
+    /// The `index`-th; false if its entry names nothing.
+    DEVICE bool load(const Args &a, int index) {
+        int ratio = a.heads / a.kv_heads;
+        kv_head = index % a.kv_heads;
+        seq = a.tiles[2 * (index / a.kv_heads)];
+        int first = a.tiles[2 * (index / a.kv_heads) + 1];
+        if (seq < 0 || seq >= a.num_seqs || first < 0) return false;
+        int start = a.query_start[seq];
+        int chunk = a.query_start[seq + 1] - start;
+        int context = min((i64)a.context_len[seq], (i64)a.width * a.block_size);
+        if (start < 0 || chunk <= first || start > a.tokens - chunk) return false;
+        row = start + first;
+        tokens = min(ROWS / ratio, chunk - first);
+        position = context - chunk + first; // of the first token
+        from = a.window > 0 ? max(0, position - a.window + 1) : 0;
+        end = max(0, position + tokens);
+        begin = from / KEYS * KEYS;
+        steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
+        return steps > 0;
+    }
+};
+
+/// The `round`-th tile of this block: there and back over the blocks, as the tiles get lighter.
+DEVICE int tile_index(int round) {
+    int at = round % 2 == 0 ? (int)blockIdx.x : (int)(gridDim.x - 1 - blockIdx.x);
+    return round * (int)gridDim.x + at;
+}
+
+/// The arguments of attention_prefill, and how many tiles there are. Grid: as many blocks as are to be busy.
+extern "C" __global__ void __launch_bounds__(384, 1)
+    attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
+                           const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
+                           int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
+                           int num_tiles) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+    extern __shared__ __align__(1024) unsigned char shared[];
+    __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
+    u32 q_tile = (shared_address(shared) + 1023) & ~1023u;
+    u32 k_ring = q_tile + Q_BYTES, v_ring = k_ring + STAGES * KEY_BYTES;
+    u32 q_full = shared_address(barriers), q_empty = q_full + 8;
+    u32 k_full = q_full + 16, k_empty = k_full + 8 * STAGES, v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
+    Args a = {q,      k,        v,     block_tables, query_start, context_len, tiles,  out,   tokens,
+              num_seqs, heads, kv_heads, width, blocks,       block_size,  window,      scale, soft_cap};
+    int tid = threadIdx.x % 128, lane = tid % 32, warp = tid / 32;
+    int group = threadIdx.x / 128; // 0 copies, 1 and 2 compute
+    int ratio = heads / kv_heads;
+    int total = num_tiles * kv_heads;
+    if (threadIdx.x == 0) {
+        barrier_init(q_full, 128);
+        barrier_init(q_empty, 8);
+        for (int s = 0; s < STAGES; ++s) {
+            barrier_init(k_full + 8 * s, 128);
+            barrier_init(v_full + 8 * s, 128);
+            barrier_init(k_empty + 8 * s, 8);
+            barrier_init(v_empty + 8 * s, 8);
+        }
+        proxy_fence();
+    }
+    __syncthreads();
+    pdl_wait();
+    pdl_launch();
+
+    if (group == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        Ring kr = {0, 1}, vr = {0, 1}; // the first round finds every buffer empty
+        u32 q_parity = 1;
+        u32 pending = 0; // the barrier of the copies before these
+        // Ends a batch of copies, and reports the one before it.
+        auto handed = [&](u32 full) {
+            cp_async_commit();
+            if (pending != 0) {
+                cp_async_wait<1>();
+                proxy_fence();
+                barrier_arrive(pending);
+            }
+            pending = full;
+        };
+        Tile t;
+        for (int round = 0; round * (int)gridDim.x < total; ++round) {
+            int index = tile_index(round);
+            if (index >= total || !t.load(a, index)) continue;
+            const int *table = block_tables + (i64)t.seq * width;
+            // Each lane knows the row of one key of the step (-1: none that is attended to).
+            auto row_of = [&](int step) {
+                int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
+                if (token < t.from || token >= t.end) return -1;
+                int block = min((u32)table[token / block_size], (u32)blocks - 1);
+                return (block * kv_heads + t.kv_head) * block_size + token % block_size;
+            };
+            auto copy = [&](const elem *cache, u32 to, int rows) {
+#pragma unroll 8
+                for (int i = 0; i < KEYS * CHUNKS / 128; ++i) {
+                    int local = (lane + 32 * i) / CHUNKS, c = lane % CHUNKS; // each warp takes a quarter of the rows
+                    int r = warp * (KEYS / 4) + local, row = __shfl_sync(FULL_WARP, rows, local);
+                    u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
+                    cp_async16(at, cache + (i64)max(row, 0) * HEAD_DIM + c * 8, row >= 0);
+                }
+            };
+
+            barrier_wait(q_empty, q_parity);
+            q_parity ^= 1;
+            const elem *from = q + ((i64)t.row * heads + t.kv_head * ratio) * HEAD_DIM;
+#pragma unroll 4
+            for (int i = 0; i < ROWS * CHUNKS / 128; ++i) {
+                int r = (tid + 128 * i) / CHUNKS, c = tid % CHUNKS;
+                bool valid = r < t.tokens * ratio;
+                int token = valid ? r / ratio : 0, head = valid ? r % ratio : 0;
+                u32 at = q_tile + c / 8 * (ROWS * 128) + r * 128 + (((c ^ r) & 7) << 4);
+                cp_async16(at, from + ((i64)token * heads + head) * HEAD_DIM + c * 8, valid);
+            }
+            handed(q_full);
+            int rows = 0;
+            for (int step = 0; step <= t.steps; ++step) {
+                int last_rows = rows;
+                if (step < t.steps) {
+                    rows = row_of(step);
+                    barrier_wait(k_empty + 8 * kr.at, kr.parity);
+                    copy(k, k_ring + kr.at * KEY_BYTES, rows);
+                    handed(k_full + 8 * kr.at);
+                    kr.next();
+                }
+                if (step > 0) {
+                    barrier_wait(v_empty + 8 * vr.at, vr.parity);
+                    copy(v, v_ring + vr.at * KEY_BYTES, last_rows);
+                    handed(v_full + 8 * vr.at);
+                    vr.next();
+                }
+            }
+        }
+        if (pending != 0) {
+            cp_async_wait<0>();
+            proxy_fence();
+            barrier_arrive(pending);
+        }
+        return;
+    }
+
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    Ring kr = {0, 0}, vr = {0, 0};
+    u32 q_parity = 0;
+    const int row0 = (group - 1) * 64 + warp * 16 + lane / 4, col0 = 2 * (lane % 4);
+    const float factor = SOFT_CAP ? scale / soft_cap : scale * LOG2E;
+    const u32 q_mine = q_tile + (group - 1) * 64 * 128;
+    auto release = [&](u32 barrier) {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(barrier);
+    };
+    float s[KEYS / 2], o[HEAD_DIM / 2];
+    u32 p[KEYS / 16][4];
+    Tile t;
+    for (int round = 0; round * (int)gridDim.x < total; ++round) {
+        int index = tile_index(round);
+        if (index >= total || !t.load(a, index)) continue;
+        int position[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) position[h] = t.position + min((row0 + 8 * h) / ratio, t.tokens - 1);
+        float m[2] = {-INFINITY_F, -INFINITY_F}, l[2] = {0.f, 0.f}, fade[2];
+#pragma unroll
+        for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] = 0.f;
+
+        auto start_keys = [&]() {
+            u32 keys = k_ring + kr.at * KEY_BYTES;
+            barrier_wait(k_full + 8 * kr.at, kr.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 16; ++d)
+                multiply_keys(s, descriptor(q_mine + d / 4 * (ROWS * 128) + d % 4 * 32, 16),
+                              descriptor(keys + d / 4 * (KEYS * 128) + d % 4 * 32, 16), d > 0);
+            wgmma_commit();
+        };
+        auto start_values = [&]() {
+            u32 values = v_ring + vr.at * KEY_BYTES;
+            barrier_wait(v_full + 8 * vr.at, vr.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int j = 0; j < KEYS / 16; ++j) multiply_values(o, p[j], descriptor(values + j * 16 * 128, KEYS * 128));
+            wgmma_commit();
+        };
+        // Scores to weights, in place; how much what was there before counts, to `fade`.
+        auto softmax = [&](int step) {
+            int token0 = t.begin + step * KEYS;
+            bool edge = token0 + KEYS > t.position + 1 ||
+                        (window > 0 && token0 <= t.position + t.tokens - 1 - window);
+            if (SOFT_CAP) {
+#pragma unroll
+                for (int j = 0; j < KEYS / 2; ++j) s[j] = soft_cap * LOG2E * tanhf(s[j] * factor);
+            }
+            if (edge) {
+#pragma unroll
+                for (int j = 0; j < KEYS / 2; ++j) {
+                    int token = token0 + j / 4 * 8 + col0 + j % 2, at = position[j / 2 % 2];
+                    if (token > at || (window > 0 && token <= at - window)) s[j] = -INFINITY_F;
+                }
+            }
+            const float by = SOFT_CAP ? 1.f : factor;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float most = m[h];
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+                float base = most == -INFINITY_F ? 0.f : most * by;
+                fade[h] = exp2_fast(m[h] * by - base);
+                m[h] = most;
+                float sum = 0.f;
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float &x = s[4 * j + 2 * h + e];
+                        x = exp2_fast(x * by - base);
+                        sum += x;
+                    }
+                l[h] = l[h] * fade[h] + sum;
+            }
+        };
+        auto pack = [&]() {
+#pragma unroll
+            for (int j = 0; j < KEYS / 16; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) p[j][i] = pack2<elem>(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
+        };
+
+        barrier_wait(q_full, q_parity);
+        q_parity ^= 1;
+        for (int step = 0; step < t.steps; ++step) {
+            start_keys();
+            if (step > 0) {
+                start_values();
+                wgmma_wait<1>();
+            } else {
+                wgmma_wait<0>();
+            }
+            settled(s);
+            release(k_empty + 8 * kr.at);
+            kr.next();
+            if (step == t.steps - 1) release(q_empty);
+            softmax(step);
+            if (step > 0) {
+                wgmma_wait<0>();
+                settled(o);
+                release(v_empty + 8 * vr.at);
+                vr.next();
+#pragma unroll
+                for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] *= fade[j / 2 % 2];
+            }
+            pack();
+        }
+        start_values();
+        wgmma_wait<0>();
+        settled(o);
+        release(v_empty + 8 * vr.at);
+        vr.next();
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            l[h] += __shfl_xor_sync(FULL_WARP, l[h], 1);
+            l[h] += __shfl_xor_sync(FULL_WARP, l[h], 2);
+            int r = row0 + 8 * h;
+            if (r >= t.tokens * ratio) continue;
+            float inv = 1.f / l[h];
+            elem *to = out + ((i64)(t.row + r / ratio) * heads + t.kv_head * ratio + r % ratio) * HEAD_DIM + col0;
+#pragma unroll
+            for (int j = 0; j < HEAD_DIM / 8; ++j)
+                *(u32 *)(to + 8 * j) = pack2<elem>(o[4 * j + 2 * h] * inv, o[4 * j + 2 * h + 1] * inv);
+        }
+    }
+#endif
+}

@@ -1,0 +1,241 @@
+//! The matrix products of a decode step, of our kernels and of cuBLAS, as one CUDA graph over the
+//! weights of all layers: `cargo run --release -p torch-ext --features cuda --example
+//! cuda_bench_gemv [rows...]`.
+//!
+//! Every layer has weights of its own, so they come from memory, not from the L2 cache. `products`
+//! are the four products of each layer and the LM head; `step` has the norms, residual additions
+//! and activations between them as well. GB/s counts the weights.
+
+use std::error::Error;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::{Event, Graph, GraphPool, Kernels, Stream, synchronize};
+
+const EPS: f64 = 1e-6;
+const ROUNDS: usize = 11;
+
+struct Dims {
+    name: &'static str,
+    hidden: i64,
+    qkv: i64,
+    heads: i64,
+    intermediate: i64,
+    layers: usize,
+    vocab: i64,
+}
+
+const MODELS: [Dims; 2] = [
+    Dims {
+        name: "0.6B",
+        hidden: 1024,
+        qkv: 4096,
+        heads: 2048,
+        intermediate: 3072,
+        layers: 28,
+        vocab: 151_936,
+    },
+    Dims {
+        name: "8B",
+        hidden: 4096,
+        qkv: 6144,
+        heads: 4096,
+        intermediate: 14_336,
+        layers: 32,
+        vocab: 128_256,
+    },
+];
+
+struct Layer {
+    norms: [Tensor; 2],
+    qkv: Tensor,
+    o: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+}
+
+struct Model {
+    dims: Dims,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+}
+
+fn random(shape: &[i64], device: Device) -> Tensor {
+    let scale = (shape[shape.len() - 1] as f64).powf(-0.5);
+    Tensor::randn(shape, (Kind::BFloat16, device)) * scale
+}
+
+impl Model {
+    fn new(dims: Dims, device: Device) -> Self {
+        let Dims {
+            hidden,
+            qkv,
+            heads,
+            intermediate,
+            vocab,
+            ..
+        } = dims;
+        let norm = || Tensor::ones([hidden], (Kind::BFloat16, device));
+        let layer = |_| Layer {
+            norms: [norm(), norm()],
+            qkv: random(&[qkv, hidden], device),
+            o: random(&[hidden, heads], device),
+            gate_up: random(&[2 * intermediate, hidden], device),
+            down: random(&[hidden, intermediate], device),
+        };
+        Self {
+            layers: (0..dims.layers).map(layer).collect(),
+            norm: norm(),
+            head: random(&[vocab, hidden], device),
+            dims,
+        }
+    }
+
+    fn bytes(&self) -> f64 {
+        let layer = |l: &Layer| l.qkv.numel() + l.o.numel() + l.gate_up.numel() + l.down.numel();
+        2.0 * (self.head.numel() + self.layers.iter().map(layer).sum::<usize>()) as f64
+    }
+
+    /// The products alone, on inputs of their own.
+    fn products(&self, inputs: &[Tensor; 3], linear: impl Fn(&Tensor, &Tensor) -> Tensor) {
+        let [hidden, heads, intermediate] = inputs;
+        for layer in &self.layers {
+            let _ = linear(hidden, &layer.qkv);
+            let _ = linear(heads, &layer.o);
+            let _ = linear(hidden, &layer.gate_up);
+            let _ = linear(intermediate, &layer.down);
+        }
+        let _ = linear(hidden, &self.head);
+    }
+
+    /// A step without its attention: the first columns of Q, K and V stand for its result.
+    fn step(&self, kernels: &Kernels, input: &Tensor, fused: bool) -> Tensor {
+        let attention = |qkv: &Tensor, heads: &Tensor| {
+            let _ = qkv;
+            heads.shallow_clone()
+        };
+        let device = kernels.device();
+        let rows = input.size()[0];
+        let heads = Tensor::ones([rows, self.dims.heads], (Kind::BFloat16, device));
+        let small = |x: &Tensor, w: &Tensor| match fused {
+            true => kernels.linear_small(x, w, None).expect("fits"),
+            false => x.linear::<&Tensor>(w, None),
+        };
+        let mut residual = input.copy();
+        let mut x: Option<Tensor> = None;
+        for layer in &self.layers {
+            let [norm1, norm2] = &layer.norms;
+            let fuse = |x: Option<&Tensor>, residual: &mut Tensor, norm, w| {
+                let (y, sum) = kernels
+                    .add_norm_linear(residual, x, norm, EPS, w, None)
+                    .expect("fits");
+                *residual = sum;
+                y
+            };
+            let apart = |x: Option<&Tensor>, residual: &mut Tensor, norm: &Tensor| match x {
+                Some(x) => kernels.add_rms_norm(residual, x, norm, EPS).expect("fits"),
+                None => kernels.rms_norm(residual, norm, EPS).expect("fits"),
+            };
+            let qkv = match fused {
+                true => fuse(x.as_ref(), &mut residual, norm1, &layer.qkv),
+                false => small(&apart(x.as_ref(), &mut residual, norm1), &layer.qkv),
+            };
+            let o = small(&attention(&qkv, &heads), &layer.o);
+            let gated = match fused {
+                true => {
+                    let (y, sum) = kernels
+                        .add_norm_gated(&residual, Some(&o), norm2, EPS, &layer.gate_up)
+                        .expect("fits");
+                    residual = sum;
+                    y
+                }
+                false => {
+                    let normed = apart(Some(&o), &mut residual, norm2);
+                    kernels
+                        .silu_mul(&small(&normed, &layer.gate_up))
+                        .expect("fits")
+                }
+            };
+            x = Some(small(&gated, &layer.down));
+        }
+        let x = x.expect("at least one layer");
+        if fused {
+            let (logits, _) = kernels
+                .add_norm_linear(&residual, Some(&x), &self.norm, EPS, &self.head, None)
+                .expect("fits");
+            return logits;
+        }
+        let normed = kernels
+            .add_rms_norm(&mut residual, &x, &self.norm, EPS)
+            .expect("fits");
+        small(&normed, &self.head)
+    }
+}
+
+/// Median microseconds of a graph of what `record` does.
+fn time<T>(record: impl Fn() -> T) -> Result<f64, Box<dyn Error>> {
+    drop(record()); // compiles, allocates
+    synchronize(0)?;
+    let (mut graph, _keep) = Graph::capture(GraphPool::new()?, record)?;
+    let (start, end) = (Event::new(0, true)?, Event::new(0, true)?);
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS + 2 {
+        start.record()?;
+        graph.replay()?;
+        end.record()?;
+        end.synchronize()?;
+        times.push(f64::from(end.since(&start)?) * 1e3);
+    }
+    times.drain(..2);
+    times.sort_by(f64::total_cmp);
+    Ok(times[ROUNDS / 2])
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut rows: Vec<i64> = std::env::args()
+        .skip(1)
+        .map(|a| a.parse())
+        .collect::<Result<_, _>>()?;
+    if rows.is_empty() {
+        rows = vec![1, 2, 4, 8, 16, 32, 64, 128];
+    }
+    let kernels = Kernels::new(0)?;
+    Stream::new(0)?.make_current()?;
+    let device = kernels.device();
+    let (from, mut to) = (
+        Tensor::zeros([1 << 30], (Kind::Uint8, device)),
+        Tensor::zeros([1 << 30], (Kind::Uint8, device)),
+    );
+    let copy = time(|| to.shallow_clone().copy_(&from))?;
+    let _ = to.zero_();
+    println!(
+        "copy: {:.0} GB/s, read and written\n",
+        2.0 * (1u64 << 30) as f64 / copy / 1e3
+    );
+    drop((from, to));
+    println!("model  rows |  products: cuBLAS          ours |      step: cuBLAS          ours");
+    for dims in MODELS {
+        let model = Model::new(dims, device);
+        let gb = |us: f64| format!("{us:8.1} us {:4.0}", model.bytes() / us / 1e3);
+        for m in &rows {
+            let d = &model.dims;
+            let inputs = [d.hidden, d.heads, d.intermediate]
+                .map(|k| Tensor::randn([*m, k], (Kind::BFloat16, device)));
+            let cublas = time(|| model.products(&inputs, |x, w| x.linear::<&Tensor>(w, None)))?;
+            let step = time(|| model.step(&kernels, &inputs[0], false))?;
+            print!("{:5} {m:5} | {}", d.name, gb(cublas));
+            if *m as usize <= kernels.linear_small_rows(d.vocab as usize, d.hidden as usize) {
+                let ours = time(|| {
+                    model.products(&inputs, |x, w| {
+                        kernels.linear_small(x, w, None).expect("fits")
+                    })
+                })?;
+                let fused = time(|| model.step(&kernels, &inputs[0], true))?;
+                println!(" {} | {} {}", gb(ours), gb(step), gb(fused));
+            } else {
+                println!(" {:>16} | {} {:>16}", "-", gb(step), "-");
+            }
+        }
+    }
+    Ok(())
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::comm::CommError;
+
 /// Why a model could not be loaded or set up. Every message names the file, and where there is
 /// one the field or tensor, with what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,9 @@ pub enum ModelError {
     /// An option does not fit the model or the machine.
     #[error("{0}")]
     Options(String),
+    /// Another rank failed while the model was loaded.
+    #[error(transparent)]
+    Comm(#[from] CommError),
     /// A CPU kernel refused its arguments, or there is not enough memory for weights.
     #[error(transparent)]
     Kernel(#[from] torch_ext::Error),
@@ -109,6 +114,14 @@ pub enum RunnerError {
         step: u64,
         /// What contradicts what.
         what: String,
+    },
+    /// Another rank failed, or cannot be reached.
+    #[error("step {step}: {source}")]
+    Comm {
+        /// Number of the plan.
+        step: u64,
+        /// Which rank, and why.
+        source: CommError,
     },
     /// libtorch failed while running the model.
     #[error("step {step}: libtorch: {what}")]

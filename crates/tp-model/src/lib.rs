@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod comm;
 mod config;
+pub mod distributed;
 mod error;
 mod input_batch;
 pub mod kv_cache;

@@ -31,8 +31,24 @@ pub struct Model {
 impl Model {
     /// Loads the checkpoint in `dir`.
     pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Self, ModelError> {
+        Self::load_shard(dir, options, Box::new(Solo))
+    }
+
+    /// Loads the share of `comm`'s rank of the checkpoint in `dir`: its heads, its columns of the
+    /// MLP and its part of the vocabulary. Nothing else of the files is read, and no other rank is
+    /// waited for. A model that cannot be divided so is an error that names the sizes that work.
+    pub fn load_shard(
+        dir: &Path,
+        options: &LoadOptions<'_>,
+        comm: Box<dyn Collective>,
+    ) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let config = ModelConfig::from_dir(dir)?;
+        let shard = Shard {
+            rank: comm.rank(),
+            world_size: comm.world_size(),
+        };
+        shard.check(&config)?;
         check_device(options.device)?;
         let kind = options.dtype.resolve(&config);
         let activations = match options.device {
@@ -44,10 +60,10 @@ impl Model {
         let total = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(),
             Source::Dummy(_) => config.num_parameters() * 4,
-        };
+        } / shard.world_size as u64;
         let context = LoadContext {
             source,
-            shard: Shard::WHOLE,
+            shard,
             ops: compute.ops,
             weights: kind,
             activations,
@@ -69,7 +85,7 @@ impl Model {
             attention: compute.attention,
             #[cfg(feature = "cuda")]
             kernels: compute.kernels,
-            comm: Box::new(Solo),
+            comm,
             device: options.device,
             kind,
         })
@@ -90,7 +106,20 @@ impl Model {
         self.kind
     }
 
-    /// Bytes of weights.
+    /// What connects this rank to the others.
+    pub fn comm(&self) -> &dyn Collective {
+        self.comm.as_ref()
+    }
+
+    /// Which share of the model this is.
+    pub fn shard(&self) -> Shard {
+        Shard {
+            rank: self.comm.rank(),
+            world_size: self.comm.world_size(),
+        }
+    }
+
+    /// Bytes of this rank's weights.
     pub fn weight_bytes(&self) -> usize {
         self.decoder.weight_bytes()
     }
@@ -99,7 +128,7 @@ impl Model {
     pub fn kv_shape(&self, block_size: usize) -> KvShape {
         KvShape {
             num_layers: self.config.num_layers,
-            num_kv_heads: self.config.num_kv_heads / self.comm.world_size(),
+            num_kv_heads: self.shard().kv_heads(self.config.num_kv_heads).0,
             head_dim: self.config.head_dim,
             block_size,
             kind: self.kind,
@@ -135,9 +164,10 @@ impl Model {
         )
     }
 
-    /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`].
-    pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.decoder.logits(hidden)
+    /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`], on rank 0;
+    /// `None` on the others, which must call this too.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>, CommError> {
+        self.decoder.logits(hidden, self.comm.as_ref())
     }
 
     /// As [`Model::logits`], in the dtype of activations.

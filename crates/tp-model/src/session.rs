@@ -75,6 +75,8 @@ impl Model {
 
 impl Session<'_> {
     /// Runs the next tokens of the sequence; their logits, float32 `[tokens, vocab]` on the CPU.
+    /// Every rank of a divided model calls this with the same tokens; ranks other than 0 get no
+    /// rows.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Tensor, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let vocab = self.model.config().vocab_size;
@@ -100,11 +102,12 @@ impl Session<'_> {
         let device = self.model.device();
         let rows = Tensor::arange(more as i64, (Kind::Int64, device));
         let (ids, batch) = self.input.finish();
-        let hidden = self
-            .model
-            .forward(&ids, Some(&rows), &self.cache, batch)
-            .map_err(|e| ModelError::Options(e.to_string()))?;
+        let hidden = self.model.forward(&ids, Some(&rows), &self.cache, batch)?;
         self.len += more;
-        Ok(self.model.logits(&hidden).to_device(Device::Cpu))
+        let logits = self.model.logits(&hidden)?;
+        Ok(logits.map_or_else(
+            || Tensor::zeros([0, vocab as i64], (Kind::Float, Device::Cpu)),
+            |logits| logits.to_device(Device::Cpu),
+        ))
     }
 }

@@ -1,15 +1,22 @@
 //! Communication between the ranks of a tensor-parallel model.
 
+mod health;
 mod solo;
+mod tcp;
+mod threads;
 
+pub use health::Health;
 pub use solo::Solo;
 use tch::Tensor;
+pub use tcp::Tcp;
+pub(crate) use tcp::{Peers, explain};
+pub use threads::Threads;
 
 /// A failed exchange: a peer is gone or the transport broke. It ends the step and the engine.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rank {rank} of {world_size}: {what}")]
 pub struct CommError {
-    /// The rank that noticed.
+    /// The rank at fault.
     pub rank: usize,
     /// How many ranks there are.
     pub world_size: usize,
@@ -32,6 +39,12 @@ pub trait Collective: Send + std::fmt::Debug {
     /// All ranks' tensors, concatenated along the last dimension in rank order.
     fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError>;
 
+    /// As [`Collective::all_gather`], on rank `root` alone; the others get `None`.
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Option<Tensor>, CommError> {
+        let all = self.all_gather(tensor)?;
+        Ok((self.rank() == root).then_some(all))
+    }
+
     /// Rank `root`'s tensor; the others pass one of the same shape and dtype.
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError>;
 
@@ -40,4 +53,18 @@ pub trait Collective: Send + std::fmt::Debug {
 
     /// Takes a tensor from rank `from`, of the shape and dtype of `like`.
     fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError>;
+}
+
+/// The sum of at least one tensor, first to last: the order is part of the result's bits.
+fn sum_in_order(tensors: &[Tensor]) -> Tensor {
+    match tensors {
+        [first, second, rest @ ..] => {
+            let mut sum = first + second;
+            for tensor in rest {
+                let _ = sum.g_add_(tensor);
+            }
+            sum
+        }
+        _ => tensors[0].copy(),
+    }
 }

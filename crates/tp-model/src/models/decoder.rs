@@ -1,6 +1,7 @@
 //! Embedding, layers, final norm and output projection.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
@@ -21,6 +22,9 @@ pub struct Decoder {
     norm: RmsNorm,
     /// `None` if the embedding serves.
     lm_head: Option<Box<dyn Linear>>,
+    vocab_size: usize,
+    /// This rank's part of the vocabulary: of the embedding's rows and of the logits.
+    vocab: Range<usize>,
 }
 
 /// What one job of loading yields.
@@ -42,12 +46,10 @@ impl Decoder {
             let piece = match index.checked_sub(vocabularies) {
                 Some(layer) => Piece::Layer(DecoderLayer::load(&mut loader, config, layer)?),
                 None => {
-                    let part = Part {
-                        name: ["model.embed_tokens", "lm_head"][index],
-                        out_features: config.vocab_size,
-                    };
+                    let name = ["model.embed_tokens", "lm_head"][index];
+                    let part = Part::new(name, config.vocab_size);
                     let width = config.hidden_size;
-                    Piece::Vocabulary(loader.linear(&[part], width, Split::Whole, false)?)
+                    Piece::Vocabulary(loader.linear(&[part], width, Split::Vocabulary, false)?)
                 }
             };
             Ok((piece, loader.into_used()))
@@ -72,6 +74,8 @@ impl Decoder {
             layers,
             norm,
             lm_head,
+            vocab_size: config.vocab_size,
+            vocab: context.shard.vocab_range(config.vocab_size),
         };
         Ok((decoder, used))
     }
@@ -99,7 +103,7 @@ impl Decoder {
             comm,
             batch,
         };
-        let mut residual = self.embedding.rows(ids);
+        let mut residual = self.embed(ids, comm)?;
         let mut x = None;
         for (layer, kv) in self.layers.iter().zip(&cache.layers) {
             x = Some(layer.forward(x, &mut residual, kv, &step)?);
@@ -112,12 +116,38 @@ impl Decoder {
         Ok(self.norm.maybe_add_forward(x.as_ref(), &mut residual))
     }
 
-    /// Logits, float32 `[rows, vocab]`.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.raw_logits(hidden).to_kind(Kind::Float)
+    /// Embeddings of `ids`, of which each rank knows those in its part of the vocabulary.
+    fn embed(&self, ids: &Tensor, comm: &dyn Collective) -> Result<Tensor, CommError> {
+        if comm.world_size() == 1 {
+            return Ok(self.embedding.rows(ids));
+        }
+        let (start, end) = (self.vocab.start as i64, self.vocab.end as i64);
+        let elsewhere = ids.lt(start).logical_or(&ids.ge(end));
+        let local = (ids - start).masked_fill(&elsewhere, 0);
+        let rows = self.embedding.rows(&local);
+        comm.all_reduce_sum(rows.masked_fill(&elsewhere.unsqueeze(-1), 0.0))
     }
 
-    /// Logits as they were computed, in the dtype of activations.
+    /// Logits, float32 `[rows, vocab]`, on rank 0; `None` on the others, which must call this too.
+    pub fn logits(
+        &self,
+        hidden: &Tensor,
+        comm: &dyn Collective,
+    ) -> Result<Option<Tensor>, CommError> {
+        let logits = self.raw_logits(hidden);
+        if comm.world_size() == 1 {
+            return Ok(Some(logits.to_kind(Kind::Float)));
+        }
+        let gathered = comm.gather(logits, 0)?;
+        // What pads the last ranks' parts comes last.
+        Ok(gathered.map(|all| {
+            let logits = all.narrow(-1, 0, self.vocab_size as i64);
+            logits.to_kind(Kind::Float).contiguous()
+        }))
+    }
+
+    /// Logits of this rank's part of the vocabulary as they were computed, in the dtype of
+    /// activations; with several ranks, of what pads it too.
     pub fn raw_logits(&self, hidden: &Tensor) -> Tensor {
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         head.forward(hidden)

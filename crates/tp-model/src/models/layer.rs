@@ -39,18 +39,19 @@ impl DecoderLayer {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
+        let (local_kv_heads, replicas) = shard.kv_heads(kv_heads);
         let (q_features, kv_features) = (heads * config.head_dim, kv_heads * config.head_dim);
         let eps = config.rms_norm_eps;
         let [q, k, v, o] = ["q", "k", "v", "o"].map(|p| name(&format!("self_attn.{p}_proj")));
         let [gate, up, down] = ["gate", "up", "down"].map(|p| name(&format!("mlp.{p}_proj")));
-        let part = |name, out_features| Part { name, out_features };
+        let part = Part::new;
+        let kv_part = |name| Part {
+            replicas,
+            ..Part::new(name, kv_features)
+        };
 
         let input_norm = loader.norm(&name("input_layernorm"), hidden, eps)?;
-        let qkv_parts = [
-            part(&q, q_features),
-            part(&k, kv_features),
-            part(&v, kv_features),
-        ];
+        let qkv_parts = [part(&q, q_features), kv_part(&k), kv_part(&v)];
         let qkv = loader.linear(&qkv_parts, hidden, Split::Out, config.qkv_bias)?;
         let qk_norm = match config.qk_norm {
             true => Some((
@@ -69,7 +70,7 @@ impl DecoderLayer {
             qkv,
             attention: AttentionLayer {
                 num_heads: heads / shard.world_size,
-                num_kv_heads: kv_heads / shard.world_size,
+                num_kv_heads: local_kv_heads,
                 head_dim: config.head_dim,
                 window: config.windows[index],
                 qk_norm,

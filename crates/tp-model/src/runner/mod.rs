@@ -16,8 +16,10 @@ use smallvec::{SmallVec, smallvec};
 use tch::{Device, Tensor};
 use torch_ext::cuda::Memory;
 
-use self::host::HostRunner;
+pub(crate) use self::host::HostRunner;
 use self::prompt_logprobs::prompt_rows;
+use crate::comm::Health;
+use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 
@@ -121,6 +123,35 @@ impl Runner {
         }
     }
 
+    /// As [`Runner::new`], for rank 0 of a divided model: the other ranks do as this one.
+    pub fn with_followers(
+        model: Model,
+        config: &RunnerConfig,
+        followers: Followers,
+    ) -> Result<Self, ModelError> {
+        let mut runner = Self::new(model, config)?;
+        match &mut runner.0 {
+            Kind::Host(runner) => runner.lead(followers),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => {
+                return Err(ModelError::Options(
+                    "tensor parallelism on GPUs is not implemented yet; use --cpu".to_owned(),
+                ));
+            }
+        }
+        Ok(runner)
+    }
+
+    /// The first failure among the ranks of a divided model, and a way to hear of it while nothing
+    /// runs; `None` if there is one rank.
+    pub fn health(&self) -> Option<&Health> {
+        match &self.0 {
+            Kind::Host(runner) => runner.followers().map(Followers::health),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => None,
+        }
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         match &self.0 {
@@ -205,7 +236,7 @@ fn to_host(tensor: &Tensor, values: &mut Vec<f32>) {
     tensor.copy_data(values, count);
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without a message")

@@ -9,6 +9,7 @@ use sampler::{TokenLogprobs, prompt_logprobs};
 use tch::Tensor;
 
 use super::{SeqParams, to_host};
+use crate::comm::CommError;
 use crate::input_batch::InputBatch;
 use crate::model::Model;
 
@@ -58,27 +59,33 @@ pub(super) fn prompt_rows(
 
 impl PromptRows {
     /// Log-probabilities from hidden states, of which this row's begin at `first`. `scratch` holds
-    /// logits on the host.
+    /// logits on the host. Ranks other than 0 call this for their part of the logits, and get no
+    /// entries.
     pub(super) fn logprobs(
         &self,
         model: &Model,
         hidden: &Tensor,
         first: i64,
         scratch: &mut Vec<f32>,
-    ) -> (SlotId, u32, Vec<TokenLogprobs>) {
+    ) -> Result<(SlotId, u32, Vec<TokenLogprobs>), CommError> {
         let vocab = model.config().vocab_size;
         let mut entries = Vec::with_capacity(self.next.len());
         let chunks = self.next.chunks(ROWS_AT_A_TIME);
+        let mut finite = true;
         for (next, at) in chunks.zip((first..).step_by(ROWS_AT_A_TIME)) {
-            let logits = model.logits(&hidden.narrow(0, at, next.len() as i64));
+            // Every rank takes every turn, whatever rank 0 finds.
+            let logits = model.logits(&hidden.narrow(0, at, next.len() as i64))?;
+            let Some(logits) = logits.filter(|_| finite) else {
+                continue;
+            };
             to_host(&logits, scratch);
             match prompt_logprobs(scratch, next, vocab, self.count) {
                 Ok(some) => entries.extend(some),
                 // Logits that are not finite fail the sequence once it is sampled, which no
                 // entry can say; none is missing before this one.
-                Err(_) => break,
+                Err(_) => finite = false,
             }
         }
-        (self.slot, self.position, entries)
+        Ok((self.slot, self.position, entries))
     }
 }

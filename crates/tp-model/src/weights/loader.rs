@@ -39,12 +39,13 @@ impl Source {
 /// How a weight of `[out, in]` is divided between ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Split {
-    /// Every rank has all of it.
-    Whole,
     /// By output: each rank computes a range of outputs.
     Out,
     /// By input: each rank computes a summand of all outputs.
     In,
+    /// By output, of a size that the ranks need not divide: all but the last ranks compute the
+    /// same number of outputs, and the last ones' are padded to that number.
+    Vocabulary,
 }
 
 /// One tensor of a layer whose tensors are stacked along the output dimension.
@@ -54,6 +55,20 @@ pub(crate) struct Part<'a> {
     pub name: &'a str,
     /// Output features over all ranks.
     pub out_features: usize,
+    /// How many neighbouring ranks have the same share: 1, or more for the key and value heads of
+    /// a model that has fewer of them than there are ranks.
+    pub replicas: usize,
+}
+
+impl<'a> Part<'a> {
+    /// A tensor of which every rank has a share of its own.
+    pub(crate) fn new(name: &'a str, out_features: usize) -> Self {
+        Self {
+            name,
+            out_features,
+            replicas: 1,
+        }
+    }
 }
 
 /// Called with bytes done and bytes in total.
@@ -135,16 +150,18 @@ impl<'a> Loader<'a> {
         }
         let cols = match split {
             Split::In => self.context.shard.range(in_features),
-            Split::Whole | Split::Out => 0..in_features,
+            Split::Out | Split::Vocabulary => 0..in_features,
         };
         let rows_of = |shard: Shard, part: &Part<'_>| match split {
-            Split::Out => shard.range(part.out_features),
-            Split::Whole | Split::In => 0..part.out_features,
+            Split::Out => shard.replicated(part.replicas).range(part.out_features),
+            Split::Vocabulary => shard.vocab_range(part.out_features),
+            Split::In => 0..part.out_features,
         };
-        let out: usize = parts
-            .iter()
-            .map(|p| rows_of(self.context.shard, p).len())
-            .sum();
+        let size_of = |part: &Part<'_>| match split {
+            Split::Vocabulary => self.context.shard.vocab_rows(part.out_features),
+            _ => rows_of(self.context.shard, part).len(),
+        };
+        let out: usize = parts.iter().map(size_of).sum();
         let mut builder = self.context.ops.linear_builder(
             out,
             cols.len(),
@@ -155,7 +172,8 @@ impl<'a> Loader<'a> {
         for part in parts {
             let name = format!("{}.weight", part.name);
             let shape = [part.out_features, in_features];
-            self.for_each_block(&name, shape, rows_of(self.context.shard, part), |block| {
+            let rows = rows_of(self.context.shard, part);
+            self.for_each_block(&name, shape, rows, cols.len(), |block| {
                 builder.put(at, block, cols.clone())?;
                 at += block.rows();
                 Ok(())
@@ -206,12 +224,13 @@ impl<'a> Loader<'a> {
             .to_device(self.context.device))
     }
 
-    /// Calls `f` with successive blocks of `rows` of a tensor.
+    /// Calls `f` with successive blocks of `rows` of a tensor, of which it takes `wanted_cols`.
     fn for_each_block(
         &mut self,
         name: &str,
         [all_rows, cols]: [usize; 2],
         rows: std::ops::Range<usize>,
+        wanted_cols: usize,
         mut f: impl FnMut(&Matrix<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let step = (BLOCK_ELEMENTS / cols).max(1);
@@ -231,7 +250,7 @@ impl<'a> Loader<'a> {
                 }
                 _ => {}
             }
-            self.count(name, (last - first) * cols * size);
+            self.count(name, (last - first) * wanted_cols * size);
         }
         Ok(())
     }

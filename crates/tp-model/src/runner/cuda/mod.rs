@@ -542,6 +542,7 @@ impl CudaRunner {
         let mut first = count as i64;
         for want in wanted {
             let entries = want.logprobs(&self.model, &hidden, first, &mut scratch);
+            let entries = entries.map_err(|e| e.to_string())?;
             first += want.rows.len() as i64;
             ticket.prompt_extras.push(entries);
         }

@@ -1,0 +1,232 @@
+//! Ranks that are threads of one process and hand each other tensors.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tch::Tensor;
+
+use super::{Collective, CommError, Health, sum_in_order};
+
+/// How often a rank looks again before it sleeps: most exchanges are over by then.
+const LOOKS: usize = 64;
+
+/// One rank of a group of threads, on the CPU.
+///
+/// Every sum is taken in the order of ranks, whoever comes first, so that equal inputs give equal
+/// bits; and element by element, so that a row's result does not depend on the rows beside it.
+#[derive(Debug)]
+pub struct Threads {
+    rank: usize,
+    hub: Arc<Hub>,
+    /// Number of the next exchange.
+    round: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Hub {
+    world_size: usize,
+    timeout: Duration,
+    health: Health,
+    state: Mutex<State>,
+    news: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Exchanges by number, modulo 2: nobody enters exchange `n + 2` before everybody has left `n`.
+    rounds: [Round; 2],
+    /// What was sent and not received, by `(from, to)`.
+    mail: HashMap<(usize, usize), VecDeque<Tensor>>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    tensors: Vec<Option<Tensor>>,
+    arrived: usize,
+    left: usize,
+}
+
+impl Threads {
+    /// The ranks of a group, in order. A rank that waits longer than `timeout` for another fails,
+    /// and with it, through `health`, the whole group.
+    pub fn group(world_size: usize, timeout: Duration, health: &Health) -> Vec<Threads> {
+        let round = || Round {
+            tensors: (0..world_size).map(|_| None).collect(),
+            arrived: 0,
+            left: 0,
+        };
+        let hub = Arc::new(Hub {
+            world_size,
+            timeout,
+            health: health.clone(),
+            state: Mutex::new(State {
+                rounds: [round(), round()],
+                mail: HashMap::new(),
+            }),
+            news: Condvar::new(),
+        });
+        let sleepers = Arc::downgrade(&hub);
+        health.on_failure(move |_| {
+            if let Some(hub) = sleepers.upgrade() {
+                // Under the lock: a rank that is about to sleep has not missed it.
+                let _state = hub.lock();
+                hub.news.notify_all();
+            }
+        });
+        let rank = |rank| Threads {
+            rank,
+            hub: hub.clone(),
+            round: Cell::new(0),
+        };
+        (0..world_size).map(rank).collect()
+    }
+
+    /// Everybody's tensor, in rank order. They share storage with the senders' tensors, which
+    /// nobody writes to any more.
+    fn exchange(&self, tensor: Tensor) -> Result<Vec<Tensor>, CommError> {
+        let hub = &*self.hub;
+        let number = self.round.get();
+        let index = (number % 2) as usize;
+        self.round.set(number + 1);
+        let mut state = hub.lock();
+        let round = &mut state.rounds[index];
+        round.tensors[self.rank] = Some(tensor);
+        round.arrived += 1;
+        if round.arrived == hub.world_size {
+            hub.news.notify_all();
+        }
+        let mut state = hub
+            .wait(state, |state| state.rounds[index].arrived == hub.world_size)
+            .map_err(|timeout| {
+                let late = timeout.rounds[index]
+                    .tensors
+                    .iter()
+                    .position(Option::is_none);
+                drop(timeout);
+                hub.late(late.unwrap_or(self.rank))
+            })??;
+        let round = &mut state.rounds[index];
+        let all = round.tensors.iter().flatten().map(Tensor::shallow_clone);
+        let all = all.collect();
+        round.left += 1;
+        if round.left == hub.world_size {
+            // Last out: the place is free for the exchange after the next.
+            round.tensors.fill_with(|| None);
+            (round.arrived, round.left) = (0, 0);
+        }
+        Ok(all)
+    }
+}
+
+impl Hub {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `ready`. The outer error is a timeout; the inner one another rank's failure.
+    fn wait<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        ready: impl Fn(&State) -> bool,
+    ) -> Result<Result<MutexGuard<'a, State>, CommError>, MutexGuard<'a, State>> {
+        for _ in 0..LOOKS {
+            if ready(&state) {
+                return Ok(Ok(state));
+            }
+            drop(state);
+            std::thread::yield_now();
+            state = self.lock();
+        }
+        let deadline = Instant::now() + self.timeout;
+        while !ready(&state) {
+            if let Err(failure) = self.health.check() {
+                return Ok(Err(failure));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(state);
+            }
+            let woken = self.news.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(Ok(state))
+    }
+
+    fn late(&self, rank: usize) -> CommError {
+        self.health.fail(CommError {
+            rank,
+            world_size: self.world_size,
+            what: format!("sent nothing for {} s", self.timeout.as_secs_f32()),
+        })
+    }
+
+    fn check_peer(&self, rank: usize, peer: usize) -> Result<(), CommError> {
+        match peer < self.world_size && peer != rank {
+            true => Ok(()),
+            false => Err(CommError {
+                rank,
+                world_size: self.world_size,
+                what: format!("cannot exchange with rank {peer}"),
+            }),
+        }
+    }
+}
+
+impl Collective for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.hub.world_size
+    }
+
+    fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        Ok(sum_in_order(&self.exchange(tensor)?))
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        Ok(Tensor::cat(&self.exchange(tensor)?, -1))
+    }
+
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Option<Tensor>, CommError> {
+        let all = self.exchange(tensor)?;
+        Ok((self.rank == root).then(|| Tensor::cat(&all, -1)))
+    }
+
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {
+        let all = self.exchange(tensor)?;
+        // A copy each: what a collective returns may be written to.
+        all.get(root).map(Tensor::copy).ok_or_else(|| CommError {
+            rank: self.rank,
+            world_size: self.hub.world_size,
+            what: format!("there is no rank {root} to broadcast"),
+        })
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError> {
+        self.hub.check_peer(self.rank, to)?;
+        self.hub.health.check()?;
+        let mut state = self.hub.lock();
+        let letters = state.mail.entry((self.rank, to)).or_default();
+        letters.push_back(tensor.copy());
+        self.hub.news.notify_all();
+        Ok(())
+    }
+
+    fn recv(&self, _like: &Tensor, from: usize) -> Result<Tensor, CommError> {
+        let hub = &*self.hub;
+        hub.check_peer(self.rank, from)?;
+        let key = (from, self.rank);
+        let waiting = |state: &State| state.mail.get(&key).is_some_and(|m| !m.is_empty());
+        let mut state = hub.wait(hub.lock(), waiting).map_err(|state| {
+            drop(state);
+            hub.late(from)
+        })??;
+        let letter = state.mail.get_mut(&key).and_then(VecDeque::pop_front);
+        letter.ok_or_else(|| hub.late(from))
+    }
+}

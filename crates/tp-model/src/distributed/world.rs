@@ -1,0 +1,271 @@
+//! A group of processes, one rank each.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::connect::{Purpose, connect};
+use super::fingerprint::Fingerprint;
+use super::launch::Launcher;
+use super::monitor::Watch;
+use super::wire::{self, Tag};
+use crate::comm::{CommError, Health, Peers, Tcp, explain};
+use crate::options::LoadOptions;
+use crate::runner::RunnerConfig;
+
+/// This process's place in a group of processes. Clones share it.
+#[derive(Clone, Debug)]
+pub struct World(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    launcher: Launcher,
+    timeout: Duration,
+    health: Health,
+    peers: Arc<Peers>,
+    /// For plans: on rank 0 to each other rank in order, on the others to rank 0.
+    control: Mutex<Vec<TcpStream>>,
+    /// For signs of life, likewise.
+    monitors: Vec<TcpStream>,
+}
+
+/// What a rank other than 0 is to do next.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Make a runner of these sizes.
+    Configure(RunnerConfig),
+    /// Take part in a step.
+    Step(Vec<u8>),
+    /// Exit with this code.
+    Bye(i32),
+}
+
+impl World {
+    /// Finds the other processes. A process that does not come, or that no answer comes from
+    /// later on, for `timeout` is a failure of the group, which every rank hears of.
+    pub fn connect(launcher: &Launcher, timeout: Duration) -> Result<Self, CommError> {
+        let mut connections = connect(launcher, timeout)?;
+        let broken = |e: io::Error| launcher.error(launcher.rank, e.to_string());
+        let mut of = |purpose| -> Vec<(usize, TcpStream)> {
+            let found = (0..launcher.world_size).filter_map(|rank| {
+                let stream = connections.remove(&(purpose, rank))?;
+                Some((rank, stream))
+            });
+            found.collect()
+        };
+        let (control, watched, data) = (
+            of(Purpose::Control),
+            of(Purpose::Monitor),
+            of(Purpose::Data),
+        );
+        let health = Health::default();
+        // Hooks run in this order: others hear of a failure before their connections close.
+        let mut monitors = Vec::new();
+        for (peer, stream) in watched {
+            monitors.push(stream.try_clone().map_err(broken)?);
+            let watch = Watch {
+                peer,
+                world_size: launcher.world_size,
+                timeout,
+                health: health.clone(),
+            };
+            watch.start(stream).map_err(broken)?;
+        }
+        let mut streams: Vec<_> = (0..launcher.world_size).map(|_| None).collect();
+        for (peer, stream) in data {
+            streams[peer] = Some(stream);
+        }
+        let peers = Peers::new(launcher.rank, streams, timeout, health.clone()).map_err(broken)?;
+        let mut doors = Vec::new();
+        for (_, stream) in &control {
+            // Loading takes as long as it takes, and between requests there is silence: the
+            // monitors say who lives.
+            stream.set_read_timeout(None).map_err(broken)?;
+            doors.push(stream.try_clone().map_err(broken)?);
+        }
+        health.on_failure(move |_| {
+            for door in &doors {
+                let _ = door.shutdown(Shutdown::Both);
+            }
+        });
+        Ok(Self(Arc::new(Inner {
+            launcher: launcher.clone(),
+            timeout,
+            health,
+            peers: Arc::new(peers),
+            control: Mutex::new(control.into_iter().map(|(_, stream)| stream).collect()),
+            monitors,
+        })))
+    }
+
+    /// This process, `0..world_size`.
+    pub fn rank(&self) -> usize {
+        self.0.launcher.rank
+    }
+
+    /// How many processes there are.
+    pub fn world_size(&self) -> usize {
+        self.0.launcher.world_size
+    }
+
+    /// What the environment said.
+    pub fn launcher(&self) -> &Launcher {
+        &self.0.launcher
+    }
+
+    /// The first failure of any rank, and a way to hear of it.
+    pub fn health(&self) -> &Health {
+        &self.0.health
+    }
+
+    /// What connects the ranks for a model divided among all of them.
+    pub fn collective(&self) -> Result<Tcp, CommError> {
+        let members = (0..self.world_size()).collect();
+        Tcp::new(self.0.peers.clone(), members)
+            .ok_or_else(|| self.error("is not in its own group".to_owned()))
+    }
+
+    /// Makes sure that all ranks are about to load the same model with the same options in the
+    /// same version. Every rank must call this.
+    pub fn agree(&self, dir: &Path, options: &LoadOptions<'_>) -> Result<(), CommError> {
+        let mine = Fingerprint::new(dir, options, self.world_size());
+        let control = self.control();
+        if self.rank() > 0 {
+            let told = wire::write(&control[0], Tag::Fingerprint, &mine.encode());
+            told.map_err(|e| self.broken(0, &e))?;
+            let agreed = wire::expect(&control[0], Tag::Agreed);
+            return agreed.map(|_| ()).map_err(|e| self.broken(0, &e));
+        }
+        for (line, rank) in control.iter().zip(1..) {
+            let theirs = wire::expect(line, Tag::Fingerprint);
+            let theirs = theirs.map_err(|e| self.broken(rank, &e))?;
+            if let Some(difference) = mine.difference(&theirs) {
+                let failure = self.0.launcher.error(rank, difference);
+                return Err(self.0.health.fail(failure));
+            }
+        }
+        self.tell(&control, Tag::Agreed, &[])
+    }
+
+    /// Ends the group: the other ranks exit with `code`. Rank 0 calls this last.
+    pub fn finish(&self, code: i32) {
+        if self.rank() > 0 || self.0.health.failure().is_some() {
+            return;
+        }
+        self.0.health.close();
+        let code = code.to_le_bytes();
+        // A rank that cannot be told any more has ended by itself.
+        for line in &self.0.monitors {
+            let _ = wire::write(line, Tag::Bye, &code);
+        }
+        for line in self.control().iter() {
+            let _ = wire::write(line, Tag::Bye, &code);
+        }
+    }
+
+    /// Tells all ranks that this one cannot go on; returns the first failure of the group.
+    pub fn fail(&self, what: String) -> CommError {
+        self.0.health.fail(self.error(what))
+    }
+
+    /// Tells the other ranks the sizes of their runners, and waits until all are ready.
+    pub(crate) fn configure(&self, config: &RunnerConfig) -> Result<(), CommError> {
+        let control = self.control();
+        self.tell(&control, Tag::Config, &config.encode())?;
+        for (line, rank) in control.iter().zip(1..) {
+            let ready = wire::expect(line, Tag::Ready);
+            ready.map_err(|e| self.broken(rank, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Sends a step to all other ranks.
+    pub(crate) fn send_step(&self, step: &[u8]) -> Result<(), CommError> {
+        self.tell(&self.control(), Tag::Step, step)
+    }
+
+    /// Tells rank 0 that this rank can take steps.
+    pub(crate) fn ready(&self) -> Result<(), CommError> {
+        self.tell(&self.control(), Tag::Ready, &[])
+    }
+
+    /// Waits for what rank 0 wants.
+    pub(crate) fn order(&self) -> Result<Order, CommError> {
+        let (tag, payload) = wire::read(&self.control()[0]).map_err(|e| self.broken(0, &e))?;
+        let order = match tag {
+            Tag::Step => Some(Order::Step(payload)),
+            Tag::Config => RunnerConfig::decode(&payload).map(Order::Configure),
+            Tag::Bye => {
+                self.0.health.close();
+                let code = payload.try_into().map(i32::from_le_bytes);
+                code.ok().map(Order::Bye)
+            }
+            _ => None,
+        };
+        order.ok_or_else(|| {
+            self.0
+                .health
+                .fail(self.0.launcher.error(0, format!("sent {tag:?}")))
+        })
+    }
+
+    fn tell(&self, control: &[TcpStream], tag: Tag, payload: &[u8]) -> Result<(), CommError> {
+        let first = usize::from(self.rank() == 0);
+        for (line, rank) in control.iter().zip(first..) {
+            let told = wire::write(line, tag, payload);
+            told.map_err(|e| self.broken(rank, &e))?;
+        }
+        Ok(())
+    }
+
+    fn control(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        let control = &self.0.control;
+        control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn broken(&self, rank: usize, error: &io::Error) -> CommError {
+        let what = explain(error, self.0.timeout);
+        self.0.peers.blame(rank, what)
+    }
+
+    fn error(&self, what: String) -> CommError {
+        self.0.launcher.error(self.rank(), what)
+    }
+}
+
+impl RunnerConfig {
+    fn fields(&self) -> [usize; 5] {
+        [
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+            self.max_model_len,
+            self.block_size,
+            self.num_blocks,
+        ]
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let fields = self.fields().map(|n| (n as u64).to_le_bytes());
+        fields.concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (fields, rest) = bytes.as_chunks::<8>();
+        let fields: Vec<usize> = fields
+            .iter()
+            .map(|n| usize::try_from(u64::from_le_bytes(*n)).ok())
+            .collect::<Option<_>>()?;
+        match (<[usize; 5]>::try_from(fields), rest) {
+            (Ok([seqs, tokens, len, block_size, num_blocks]), []) => Some(Self {
+                max_num_seqs: seqs,
+                max_num_batched_tokens: tokens,
+                max_model_len: len,
+                block_size,
+                num_blocks,
+            }),
+            _ => None,
+        }
+    }
+}

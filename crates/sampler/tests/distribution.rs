@@ -7,6 +7,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::deviation;
 use sampler::oracle::{self, History};
 use sampler::{Noise, RowSampler, SamplingParams, SeqState};
 
@@ -51,34 +52,6 @@ fn counts(logits: &[f32], params: &SamplingParams) -> Vec<usize> {
         counts[sampler.sample(logits, &state).unwrap().0 as usize] += 1;
     }
     counts
-}
-
-/// How many standard deviations Pearson's statistic lies above what chance gives (Wilson and
-/// Hilferty 1931); infinite if something impossible was drawn. Rare tokens share a bin.
-fn deviation(counts: &[usize], probabilities: &[f64]) -> f64 {
-    let draws = counts.iter().sum::<usize>() as f64;
-    let (mut bins, mut rare) = (Vec::new(), (0.0, 0.0));
-    for (&count, &p) in counts.iter().zip(probabilities) {
-        let (seen, expected) = (count as f64, p * draws);
-        if expected == 0.0 && count > 0 {
-            return f64::INFINITY;
-        }
-        if expected >= 8.0 {
-            bins.push((seen, expected));
-        } else {
-            rare = (rare.0 + seen, rare.1 + expected);
-        }
-    }
-    if rare.1 > 0.5 {
-        bins.push(rare);
-    }
-    let statistic: f64 = bins.iter().map(|(seen, e)| (seen - e).powi(2) / e).sum();
-    let freedom = bins.len() as f64 - 1.0;
-    if freedom < 1.0 {
-        return 0.0;
-    }
-    let spread = 2.0 / (9.0 * freedom);
-    ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt()
 }
 
 /// Each option and combinations: the draws fit the exact distribution and do not fit the one of

@@ -187,35 +187,44 @@ impl CudaSampler {
             .sample(&self.state, logits, slots, positions, mode)
     }
 
-    /// What becomes of `tokens` that [`CudaSampler::launch`] returned for these logits: adds the
-    /// log-probabilities that rows asked for, if any did. `host_slots` are the slots of the first
-    /// rows; those after them are padding.
-    pub fn finish(
+    /// The kernels for log-probabilities, after [`CudaSampler::launch`] gave `tokens`, for a batch
+    /// that needs no more than `needs`; see [`Kernels::sample_logprobs`], whose result
+    /// [`CudaSampler::finish`] takes. May be captured.
+    pub fn logprobs(
         &self,
         logits: &Tensor,
         slots: &Tensor,
         positions: &Tensor,
+        tokens: &Tensor,
+        needs: Needs,
+    ) -> Result<Option<Tensor>, Error> {
+        let Some(width) = needs.logprobs else {
+            return Ok(None);
+        };
+        let width = width as usize;
+        let state = &self.state;
+        self.kernels
+            .sample_logprobs(state, logits, slots, positions, tokens, width)
+            .map(Some)
+    }
+
+    /// Starts the way back to the host of what [`CudaSampler::launch`] and
+    /// [`CudaSampler::logprobs`] made. `host_slots` are the slots of the first rows; those after
+    /// them are padding.
+    pub fn finish(
+        &self,
         tokens: Tensor,
+        logprobs: Option<Tensor>,
         host_slots: &[u32],
     ) -> Result<Sampling, Error> {
         let wanted = |&slot: &u32| (slot, self.needs(slot).and_then(|needs| needs.logprobs));
-        let rows: Vec<(u32, Option<u32>)> = host_slots.iter().map(wanted).collect();
-        let most = rows.iter().map(|row| row.1).max().flatten();
-        let logprobs = match most {
+        let logprobs = match logprobs {
             None => None,
-            Some(width) => {
-                let width = width as usize;
-                let packed = self.kernels.sample_logprobs(
-                    &self.state,
-                    logits,
-                    slots,
-                    positions,
-                    &tokens,
-                    width,
-                )?;
+            Some(packed) => {
                 let Device::Cuda(index) = packed.device() else {
                     unreachable!("kernels run on a GPU");
                 };
+                let width = (packed.size()[1] as usize - 2) / 2;
                 let mut readback = Readback::new(packed.numel(), Kind::Int, index)?;
                 readback.start(&packed)?;
                 Some((readback, width))
@@ -223,7 +232,7 @@ impl CudaSampler {
         };
         Ok(Sampling {
             tokens,
-            rows,
+            rows: host_slots.iter().map(wanted).collect(),
             logprobs,
         })
     }
@@ -243,7 +252,8 @@ impl CudaSampler {
     ) -> Result<Sampling, Error> {
         let needs = self.prepare(host_slots)?;
         let tokens = self.launch(logits, slots, positions, needs.mode)?;
-        self.finish(logits, slots, positions, tokens, host_slots)
+        let logprobs = self.logprobs(logits, slots, positions, &tokens, needs)?;
+        self.finish(tokens, logprobs, host_slots)
     }
 
     /// The results of a sampling, from its tokens on the host. Waits for its log-probabilities.
@@ -267,17 +277,19 @@ impl CudaSampler {
                     SampleError::EmptySlot { slot }
                 }
             })?;
-            let logprobs = wanted.map(|count| {
-                let row = &packed[at * stride..(at + 1) * stride];
-                let float = |bits: i32| f32::from_bits(bits as u32);
-                let entry = |i: usize| (row[2 + i] as u32, float(row[2 + width + i]));
-                TokenLogprobs {
-                    token,
-                    logprob: float(row[0]),
-                    rank: row[1] as u32,
-                    top: (0..count as usize).map(entry).collect(),
-                }
-            });
+            let logprobs = wanted
+                .filter(|_| stride > 2 || !packed.is_empty())
+                .map(|count| {
+                    let row = &packed[at * stride..(at + 1) * stride];
+                    let float = |bits: i32| f32::from_bits(bits as u32);
+                    let entry = |i: usize| (row[2 + i] as u32, float(row[2 + width + i]));
+                    TokenLogprobs {
+                        token,
+                        logprob: float(row[0]),
+                        rank: row[1] as u32,
+                        top: (0..width.min(count as usize)).map(entry).collect(),
+                    }
+                });
             Ok((token, logprobs))
         };
         let rows = tokens.iter().zip(&sampling.rows).enumerate();

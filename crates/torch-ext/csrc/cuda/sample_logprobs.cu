@@ -76,8 +76,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 /// Chunks of the largest vocabulary.
 static const int MOST_CHUNKS = 8192;
 
+/// The key of a float; -0 comes after 0, as on the CPU.
+DEVICE u32 total_key(float x) {
+    u32 bits = __float_as_uint(x);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
 /// A logit and its token as one number: larger logits first, of equal ones lower tokens.
-DEVICE u64 composite(float x, int token) { return (u64)key_of(x) << 32 | (u32)~token; }
+DEVICE u64 composite(float x, int token) { return (u64)total_key(x) << 32 | (u32)~token; }
 
 DEVICE u64 warp_largest(u64 x) {
 #pragma unroll
@@ -124,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             out[1] = rank;
         }
     }
-    for (int i = thread; i < chunks; i += THREADS) best[i] = key_of(chunk_max[i]);
+    for (int i = thread; i < chunks; i += THREADS) best[i] = total_key(chunk_max[i]);
     __syncthreads();
     int count = min(min(slots[id].logprobs, width), vocab);
     for (int n = 0; n < count; ++n) {

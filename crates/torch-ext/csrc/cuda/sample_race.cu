@@ -127,39 +127,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, RACE == 0 ? 3 : 2)
         block.token = block.bad_raw = block.bad = NO_TOKEN;
         block.logit = -INF, block.noise = 0.0;
     }
+    // What does not depend on the slot is under way while that is looked up.
+    const elem *data = logits + at * stride;
+    float x[2][8], threshold = -INF, maximum[2];
+    bool live[2];
+    int code = 0;
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+        int token = first + g * (SLICE / 2) + thread * 8;
+        live[g] = token < vocab;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[g][i] = -INF;
+        if (RACE < 2) {
+            if (live[g]) load8(data, vocab, aligned, token, x[g]);
+        } else {
+            i64 chunks = (vocab + CHUNK - 1) / CHUNK;
+            maximum[g] = live[g] ? chunk_max[at * chunks + token / CHUNK] : -INF;
+        }
+    }
+    if (RACE == 2) code = selected[at].code, threshold = selected[at].threshold;
     if (!load_row(row, at, first, first + SLICE, row_slots, positions, slots, aux, tail, blocks,
                   max_slots)) {
         if (slice == 0 && thread == 0) tokens[at] = row.id;
         return;
     }
-    float threshold = -INF;
-    if (RACE == 2) {
-        Selected s = selected[at];
-        if (s.code < 0) {
-            if (slice == 0 && thread == 0) tokens[at] = s.code;
-            return;
-        }
-        threshold = s.threshold;
+    if (code < 0) {
+        if (slice == 0 && thread == 0) tokens[at] = code;
+        return;
     }
-    const elem *data = logits + at * stride;
     Edits edits(row, blocks, vocab);
     bool edited = edits.any(row);
-
-    float x[2][8];
-    bool live[2];
+    if (RACE == 2) {
 #pragma unroll
-    for (int g = 0; g < 2; ++g) {
-        int token = first + g * (SLICE / 2) + thread * 8;
-        live[g] = token < vocab;
-        if (RACE == 2 && live[g]) {
-            i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-            live[g] = chunk_max[at * chunks + token / CHUNK] >= threshold;
-        }
-        if (live[g]) {
-            load8(data, vocab, aligned, token, x[g]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[g][i] = -INF;
+        for (int g = 0; g < 2; ++g) {
+            live[g] = live[g] && maximum[g] >= threshold;
+            int token = first + g * (SLICE / 2) + thread * 8;
+            if (live[g]) load8(data, vocab, aligned, token, x[g]);
         }
     }
     float most = -INF;

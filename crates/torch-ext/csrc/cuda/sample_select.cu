@@ -17,6 +17,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     pdl_wait();
     pdl_launch();
     if (thread == 0) bad_raw = bad = NO_TOKEN;
+    const elem *data = logits + at * stride;
+    i64 chunks = (vocab + CHUNK - 1) / CHUNK;
+    float x[2][8], most = -INF, least = INF;
+    // Under way while the slot is looked up.
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+        int token = first + g * (SLICE / 2) + thread * 8;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[g][i] = -INF;
+        if (token < vocab) load8(data, vocab, aligned, token, x[g]);
+    }
     if (!load_row(row, at, first, first + SLICE, row_slots, positions, slots, aux, tail, blocks,
                   max_slots)) {
         return;
@@ -24,21 +35,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int i = slice * THREADS + thread; i < BUCKETS; i += slices * THREADS) {
         histogram[(i64)at * BUCKETS + i] = 0;
     }
-    const elem *data = logits + at * stride;
     Edits edits(row, blocks, vocab);
     bool edited = edits.any(row);
-    i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-    float x[2][8], most = -INF, least = INF;
-#pragma unroll
-    for (int g = 0; g < 2; ++g) {
-        int token = first + g * (SLICE / 2) + thread * 8;
-        if (token < vocab) {
-            load8(data, vocab, aligned, token, x[g]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[g][i] = -INF;
-        }
-    }
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
         int token = first + g * (SLICE / 2) + thread * 8;

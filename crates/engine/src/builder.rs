@@ -1,6 +1,6 @@
 //! From a configuration to an engine that is ready.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use batch_scheduler::{Fcfs, Priority, Scheduler, SchedulerConfig, SchedulingPolicy};
@@ -18,6 +18,7 @@ use crate::frontend::{Frontend, Limits};
 use crate::generation_config::GenerationConfig;
 use crate::hub::{self, HubError, HubOptions};
 use crate::memory::{Budget, free_host_memory, size_cache, wanted_model_len};
+use crate::ranks::{Ranks, tell};
 use crate::tokenizer::Tokenizer;
 
 /// Why an engine could not be built.
@@ -70,13 +71,7 @@ impl Engine<Runner> {
         config: &EngineConfig,
         progress: Option<Progress<'_>>,
     ) -> Result<Self, BuildError> {
-        config.validate()?;
-        let options = HubOptions {
-            progress: config.download_progress,
-            ..HubOptions::from_env()
-        };
-        let weights = config.load_format != LoadFormat::Dummy;
-        let dir = hub::resolve(&config.model, config.revision.as_deref(), weights, &options)?;
+        let dir = resolve_model(config).map_err(|error| tell(config, error))?;
         Self::from_directory(config, &dir, progress)
     }
 
@@ -86,8 +81,16 @@ impl Engine<Runner> {
         dir: &Path,
         progress: Option<Progress<'_>>,
     ) -> Result<Self, BuildError> {
+        Self::load(config, dir, progress).map_err(|error| tell(config, error))
+    }
+
+    fn load(
+        config: &EngineConfig,
+        dir: &Path,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Self, BuildError> {
         config.validate()?;
-        let device = device(config.device)?;
+        let options = load_options(config, progress)?;
         // Everything small first: a broken tokenizer is reported before weights are read.
         let checkpoint = Checkpoint::Directory(dir.to_path_buf());
         let model_config = ModelConfig::from_dir(dir)?;
@@ -109,20 +112,8 @@ impl Engine<Runner> {
             false => Tokenizer::load(&checkpoint)?.map(Arc::new),
         };
         let template = chat_template(config, &checkpoint, tokenizer.as_deref())?;
-        let model = Model::load(
-            dir,
-            &LoadOptions {
-                device,
-                dtype: config.dtype,
-                format: match config.load_format {
-                    LoadFormat::Safetensors => tp_model::LoadFormat::Safetensors,
-                    LoadFormat::Dummy => tp_model::LoadFormat::Dummy { seed: config.seed },
-                },
-                backend: config.attention_backend,
-                progress,
-            },
-        )?;
-        assemble(config, model, tokenizer, template, generation_config)
+        let (model, ranks) = Ranks::load(config, dir, &options)?;
+        assemble(config, model, ranks, tokenizer, template, generation_config)
     }
 
     /// Moves the engine to a thread of its own.
@@ -142,9 +133,39 @@ impl AsyncEngine {
     }
 }
 
+/// The checkpoint's folder, after downloading it if need be.
+pub(crate) fn resolve_model(config: &EngineConfig) -> Result<PathBuf, BuildError> {
+    config.validate()?;
+    let options = HubOptions {
+        progress: config.download_progress,
+        ..HubOptions::from_env()
+    };
+    let weights = config.load_format != LoadFormat::Dummy;
+    let revision = config.revision.as_deref();
+    Ok(hub::resolve(&config.model, revision, weights, &options)?)
+}
+
+/// How every rank loads its share.
+pub(crate) fn load_options<'a>(
+    config: &EngineConfig,
+    progress: Option<Progress<'a>>,
+) -> Result<LoadOptions<'a>, ConfigError> {
+    Ok(LoadOptions {
+        device: device(config.device)?,
+        dtype: config.dtype,
+        format: match config.load_format {
+            LoadFormat::Safetensors => tp_model::LoadFormat::Safetensors,
+            LoadFormat::Dummy => tp_model::LoadFormat::Dummy { seed: config.seed },
+        },
+        backend: config.attention_backend,
+        progress,
+    })
+}
+
 fn assemble(
     config: &EngineConfig,
     model: Model,
+    ranks: Ranks,
     tokenizer: Option<Arc<Tokenizer>>,
     template: Option<ChatTemplate>,
     generation_config: GenerationConfig,
@@ -167,7 +188,7 @@ fn assemble(
         block_size: config.block_size,
         num_blocks: 2,
     };
-    let (model, budget) = budget(config, model, &sizes)?;
+    let (model, budget) = budget(config, model, &ranks, &sizes)?;
     let size = size_cache(config, model.config().max_context(), block_bytes, budget)?;
     (sizes.max_model_len, sizes.num_blocks) = (size.max_model_len, size.num_blocks);
     let scheduler_config = SchedulerConfig {
@@ -186,6 +207,7 @@ fn assemble(
             .sliding_window()
             .and_then(|window| u32::try_from(window).ok()),
         watermark_blocks: 0,
+        preemption_mode: batch_scheduler::PreemptionMode::Recompute,
     };
     let block_size = u32::try_from(config.block_size)
         .map_err(|error| ConfigError::new("block_size", error.to_string()))?;
@@ -208,7 +230,7 @@ fn assemble(
         seed: config.seed,
     };
     let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
-    let runner = Runner::new(model, &sizes)?;
+    let runner = ranks.runner(model, &sizes)?;
     tracing::info!(
         blocks = size.num_blocks - 1,
         block_size = config.block_size,
@@ -225,10 +247,13 @@ fn assemble(
 fn budget(
     config: &EngineConfig,
     model: Model,
+    ranks: &Ranks,
     sizes: &RunnerConfig,
 ) -> Result<(Model, Budget), BuildError> {
     let Device::Cuda(device) = model.device() else {
-        return Ok((model, Budget::of_host(free_host_memory())));
+        // Every rank's cache is of this size.
+        let share = free_host_memory() / ranks.on_this_machine(config) as u64;
+        return Ok((model, Budget::of_host(share)));
     };
     let (model, memory, work) = Runner::measure(model, device, sizes)?;
     let utilization = config.gpu_memory_utilization;

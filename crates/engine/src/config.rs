@@ -2,8 +2,13 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
+use tp_model::distributed::World;
 use tp_model::{Backend, DtypeChoice};
+
+/// Less would not tell a rank that is gone from one whose thread waits its turn.
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Configuration of an engine. [`EngineConfig::new`] gives vLLM's defaults.
 #[derive(Clone, Debug)]
@@ -52,8 +57,12 @@ pub struct EngineConfig {
     pub attention_backend: Backend,
     /// Names under which a server offers the model; empty: the model's own.
     pub served_model_name: Vec<String>,
-    /// Devices to split the model over.
+    /// Ranks to divide the model among: threads of this process, unless there is a `world`.
     pub tensor_parallel_size: usize,
+    /// The processes that are the ranks, of which this is one.
+    pub world: Option<World>,
+    /// How long a rank may keep the others waiting before the engine ends.
+    pub distributed_timeout: Duration,
     /// Most log-probabilities a token that a request may ask for; -1 for no limit.
     pub max_logprobs: i32,
     /// A template file to use instead of the checkpoint's.
@@ -175,6 +184,8 @@ impl EngineConfig {
             attention_backend: Backend::Auto,
             served_model_name: Vec::new(),
             tensor_parallel_size: 1,
+            world: None,
+            distributed_timeout: Duration::from_secs(60),
             max_logprobs: 20,
             chat_template: None,
             skip_tokenizer_init: false,
@@ -184,16 +195,26 @@ impl EngineConfig {
 
     /// Checks what can be checked before the model is known.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.tensor_parallel_size != 1 {
+        if let Some(world) = &self.world
+            && world.world_size() != self.tensor_parallel_size
+        {
             return Err(ConfigError::new(
                 "tensor_parallel_size",
                 format!(
-                    "{} is not supported; this version runs on one device (1)",
-                    self.tensor_parallel_size
+                    "is {}, but there are {} processes (WORLD_SIZE); they must be equal",
+                    self.tensor_parallel_size,
+                    world.world_size()
                 ),
             ));
         }
+        if self.distributed_timeout < MIN_TIMEOUT {
+            return Err(ConfigError::new(
+                "distributed_timeout",
+                "must be at least 0.1 seconds",
+            ));
+        }
         let sizes = [
+            ("tensor_parallel_size", Some(self.tensor_parallel_size)),
             ("max_num_seqs", Some(self.max_num_seqs)),
             ("block_size", Some(self.block_size)),
             ("max_num_batched_tokens", self.max_num_batched_tokens),

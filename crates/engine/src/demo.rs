@@ -1,12 +1,13 @@
 //! The demo model, compiled into the program: a small chat model that needs no download.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tp_model::Runner;
 
 use crate::builder::BuildError;
 use crate::config::EngineConfig;
 use crate::engine::Engine;
+use crate::ranks::{follow_in, tell};
 
 /// The checkpoint's files, by name.
 pub const FILES: [(&str, &[u8]); 6] = [
@@ -49,6 +50,17 @@ pub fn engine(config: &EngineConfig) -> Result<Engine<Runner>, BuildError> {
     if config.num_gpu_blocks_override.is_none() {
         config.kv_cache_memory_bytes.get_or_insert(CACHE_BYTES);
     }
+    let folder = unpack().map_err(|error| tell(&config, error))?;
+    Engine::from_directory(&config, &folder.0, None)
+}
+
+/// As [`crate::follow`], for ranks of the demo model.
+pub fn follow(config: &EngineConfig) -> Result<i32, BuildError> {
+    let folder = unpack().map_err(|error| tell(config, error))?;
+    follow_in(config, folder, None)
+}
+
+fn unpack() -> Result<Folder, BuildError> {
     let folder = Folder::create()?;
     for (name, bytes) in FILES {
         let path = folder.0.join(name);
@@ -57,7 +69,7 @@ pub fn engine(config: &EngineConfig) -> Result<Engine<Runner>, BuildError> {
             source,
         })?;
     }
-    Engine::from_directory(&config, &folder.0, None)
+    Ok(folder)
 }
 
 /// A folder that is removed when dropped.
@@ -84,6 +96,12 @@ impl Folder {
             what: format!("unpacking the demo model to {}", base.display()),
             source: std::io::ErrorKind::AlreadyExists.into(),
         })
+    }
+}
+
+impl AsRef<Path> for Folder {
+    fn as_ref(&self) -> &Path {
+        &self.0
     }
 }
 

@@ -40,6 +40,7 @@ pub mod hub;
 mod jinja;
 mod memory;
 mod output;
+mod ranks;
 mod report;
 mod request;
 mod state;
@@ -57,10 +58,12 @@ pub use frontend::{Frontend, Limits};
 pub use output::{
     CompletionOutput, Finish, FinishReason, OutputDelta, RequestMetrics, RequestOutput, StopReason,
 };
+pub use ranks::follow;
 pub use report::{AdmissionReport, RowReport, SeqId, StepReport};
 pub use request::{GenerateRequest, Prompt};
 pub use stream::TokenStream;
 
 pub use batch_scheduler::{RequestId, Stats};
 pub use sampler::{SamplingParams, TokenLogprobs};
+pub use tp_model::distributed::{Launcher, World};
 pub use tp_model::{Backend, DtypeChoice};

@@ -149,9 +149,15 @@ impl World {
         self.tell(&control, Tag::Agreed, &[])
     }
 
-    /// Ends the group: the other ranks exit with `code`. Rank 0 calls this last.
+    /// Ends the group: the other ranks exit with `code`. Rank 0 calls this last; another rank
+    /// that does waits for rank 0's end.
     pub fn finish(&self, code: i32) {
-        if self.rank() > 0 || self.0.health.failure().is_some() {
+        if self.0.health.failure().is_some() {
+            return;
+        }
+        if self.rank() > 0 {
+            // A failure is told through the group's health, like any other.
+            let _ = self.order();
             return;
         }
         self.0.health.close();

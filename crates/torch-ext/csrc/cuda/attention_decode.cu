@@ -18,16 +18,7 @@
 
 #define INFINITY_F __int_as_float(0x7f800000)
 
-#ifndef WARPS_N
-#define WARPS_N 4
-#endif
-#ifndef ONE_N
-#define ONE_N 24
-#endif
-#ifndef MIN_N
-#define MIN_N 16
-#endif
-static const int WARPS = WARPS_N;
+static const int WARPS = 4;
 static const int THREADS = WARPS * 32;
 static const int TILE = 16;
 static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
@@ -36,8 +27,8 @@ static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
 static const int TOGETHER = 8;                  // parts that are loaded at once
 static const int PAD_DIM = HEAD_DIM + 8;       // floats in a row of the merge buffer
 // A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
-static const int ONE_SPLIT = ONE_N;
-static const int MIN_SPLIT = MIN_N;
+static const int ONE_SPLIT = 24;
+static const int MIN_SPLIT = 16;
 
 /// Where chunk `c` of row `r` is in a tile: rows of equal banks get different chunks.
 DEVICE u32 chunk_offset(int r, int c) {

@@ -2,9 +2,10 @@
 // attention_prefill.cu computes, with the same arguments, on warpgroup products.
 //
 // One block an SM walks over its share of the tiles. A tile is 128 rows: the `ratio` query heads of one KV head for
-// 128 / ratio consecutive tokens. One warpgroup copies (Q of a tile, then steps of KEYS keys and values from their
-// blocks to a ring in shared memory); the other two compute 64 rows each. While the tensor cores compute the scores of
-// step i + 1 and the output of step i, the softmax of neither is in their way: it runs in between.
+// 128 / ratio consecutive tokens. One warpgroup copies (a tile's description and Q, then steps of KEYS keys and values
+// from their blocks to a ring in shared memory); the other two compute 64 rows each. A step's scores and the output of
+// the step before are on the tensor cores together, and the two warpgroups take turns: one's softmax runs while the
+// other's products do.
 //
 // Shared memory is in panels of 64 dimensions: rows of 128 bytes, whose 16-byte chunks are permuted by the row (the
 // 128-byte swizzle of the product's descriptors).
@@ -126,6 +127,10 @@ DEVICE void barrier_init(u32 barrier, int count) {
 DEVICE void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// Arrives when the copies that this thread has started are complete.
+DEVICE void barrier_arrive_copies(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
 /// Until the phase of this parity is complete.
 DEVICE void barrier_wait(u32 barrier, u32 parity) {
     asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\n"
@@ -133,8 +138,11 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
                  "r"(parity)
                  : "memory");
 }
-/// What this thread sees in shared memory is also seen by the warpgroup products.
+/// What this thread sees in shared memory is also seen by the warpgroup products that it starts.
 DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// The two computing warpgroups' turns: `turn_end` of one lets the other's `turn_begin` through.
+DEVICE void turn_begin(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory"); }
+DEVICE void turn_end(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory"); }
 
 /// A place in a ring of buffers and how often it went round.
 struct Ring {
@@ -153,44 +161,43 @@ DEVICE float exp2_fast(float x) {
 #endif
 
 struct Args {
-    const elem *q, *k, *v;
-    const int *block_tables, *query_start, *context_len, *tiles;
-    elem *out;
-    int tokens, num_seqs, heads, kv_heads, width, blocks, block_size, window;
-    float scale, soft_cap;
+    const int *query_start, *context_len, *tiles;
+    int tokens, num_seqs, ratio, kv_heads, context_room, window;
 };
 
 /// One tile, and which keys it sees.
 struct Tile {
-    int seq, kv_head, row, tokens, position, from, begin, steps, end;
+    int seq, kv_head;
+    int row, tokens; // in the flat batch
+    int position;    // of the first token
+    int from, end;   // keys that some row sees
+    int begin, steps;
 
-    /// The `index`-th; false if its entry names nothing.
-    DEVICE bool load(const Args &a, int index) {
-        int ratio = a.heads / a.kv_heads;
-        kv_head = index % a.kv_heads;
-        seq = a.tiles[2 * (index / a.kv_heads)];
-        int first = a.tiles[2 * (index / a.kv_heads) + 1];
-        if (seq < 0 || seq >= a.num_seqs || first < 0) return false;
-        int start = a.query_start[seq];
-        int chunk = a.query_start[seq + 1] - start;
-        int context = min((i64)a.context_len[seq], (i64)a.width * a.block_size);
-        if (start < 0 || chunk <= first || start > a.tokens - chunk) return false;
-        row = start + first;
-        tokens = min(ROWS / ratio, chunk - first);
-        position = context - chunk + first; // of the first token
-        from = a.window > 0 ? max(0, position - a.window + 1) : 0;
-        end = max(0, position + tokens);
-        begin = from / KEYS * KEYS;
-        steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
-        return steps > 0;
+    /// The first of this block's tiles from the `round`-th on whose entry names something; steps = 0 if there is none.
+    /// The block's share goes there and back over the blocks, as the tiles get lighter.
+    DEVICE int load(const Args &a, int round, int total) {
+        steps = 0;
+        for (; steps == 0 && round * (int)gridDim.x < total; ++round) {
+            int index = round * (int)gridDim.x + (int)(round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+            if (index >= total) continue;
+            kv_head = index % a.kv_heads;
+            seq = a.tiles[2 * (index / a.kv_heads)];
+            int first = a.tiles[2 * (index / a.kv_heads) + 1];
+            if (seq < 0 || seq >= a.num_seqs || first < 0) continue;
+            int start = a.query_start[seq], chunk = a.query_start[seq + 1] - start;
+            int context = min(a.context_len[seq], a.context_room);
+            if (start < 0 || chunk <= first || start > a.tokens - chunk) continue;
+            row = start + first;
+            tokens = min(ROWS / a.ratio, chunk - first);
+            position = context - chunk + first;
+            from = a.window > 0 ? max(0, position - a.window + 1) : 0;
+            end = max(0, position + tokens);
+            begin = from / KEYS * KEYS;
+            steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
+        }
+        return round;
     }
 };
-
-/// The `round`-th tile of this block: there and back over the blocks, as the tiles get lighter.
-DEVICE int tile_index(int round) {
-    int at = round % 2 == 0 ? (int)blockIdx.x : (int)(gridDim.x - 1 - blockIdx.x);
-    return round * (int)gridDim.x + at;
-}
 
 /// The arguments of attention_prefill, and how many tiles there are. Grid: as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
@@ -201,19 +208,20 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
+    __shared__ Tile next_tile; // goes with Q
     u32 q_tile = (shared_address(shared) + 1023) & ~1023u;
     u32 k_ring = q_tile + Q_BYTES, v_ring = k_ring + STAGES * KEY_BYTES;
     u32 q_full = shared_address(barriers), q_empty = q_full + 8;
     u32 k_full = q_full + 16, k_empty = k_full + 8 * STAGES, v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
-    Args a = {q,      k,        v,     block_tables, query_start, context_len, tiles,  out,   tokens,
-              num_seqs, heads, kv_heads, width, blocks,       block_size,  window,      scale, soft_cap};
     int tid = threadIdx.x % 128, lane = tid % 32, warp = tid / 32;
     int group = threadIdx.x / 128; // 0 copies, 1 and 2 compute
     int ratio = heads / kv_heads;
+    i64 room = (i64)width * block_size;
+    Args a = {query_start, context_len, tiles, tokens, num_seqs, ratio, kv_heads, (int)min(room, (i64)0x7fffffff), window};
     int total = num_tiles * kv_heads;
     if (threadIdx.x == 0) {
-        barrier_init(q_full, 128);
-        barrier_init(q_empty, 8);
+        barrier_init(q_full, 129); // every copying thread, and the one that describes the tile
+        barrier_init(q_empty, 256); // every computing thread: each has read the tile's description
         for (int s = 0; s < STAGES; ++s) {
             barrier_init(k_full + 8 * s, 128);
             barrier_init(v_full + 8 * s, 128);
@@ -230,39 +238,26 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         Ring kr = {0, 1}, vr = {0, 1}; // the first round finds every buffer empty
         u32 q_parity = 1;
-        u32 pending = 0; // the barrier of the copies before these
-        // Ends a batch of copies, and reports the one before it.
-        auto handed = [&](u32 full) {
-            cp_async_commit();
-            if (pending != 0) {
-                cp_async_wait<1>();
-                proxy_fence();
-                barrier_arrive(pending);
+        // Each lane knows the row of one key of the step (-1: none that is attended to).
+        auto row_of = [&](const Tile &t, int step) {
+            int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
+            if (token < t.from || token >= t.end) return -1;
+            int block = min((u32)block_tables[(i64)t.seq * width + token / block_size], (u32)blocks - 1);
+            return (block * kv_heads + t.kv_head) * block_size + token % block_size;
+        };
+        auto copy = [&](const elem *cache, u32 to, int rows) {
+#pragma unroll 8
+            for (int i = 0; i < KEYS * CHUNKS / 128; ++i) {
+                int local = (lane + 32 * i) / CHUNKS, c = lane % CHUNKS; // each warp takes a quarter of the rows
+                int r = warp * (KEYS / 4) + local, row = __shfl_sync(FULL_WARP, rows, local);
+                u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
+                cp_async16(at, cache + (i64)max(row, 0) * HEAD_DIM + c * 8, row >= 0);
             }
-            pending = full;
         };
         Tile t;
-        for (int round = 0; round * (int)gridDim.x < total; ++round) {
-            int index = tile_index(round);
-            if (index >= total || !t.load(a, index)) continue;
-            const int *table = block_tables + (i64)t.seq * width;
-            // Each lane knows the row of one key of the step (-1: none that is attended to).
-            auto row_of = [&](int step) {
-                int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
-                if (token < t.from || token >= t.end) return -1;
-                int block = min((u32)table[token / block_size], (u32)blocks - 1);
-                return (block * kv_heads + t.kv_head) * block_size + token % block_size;
-            };
-            auto copy = [&](const elem *cache, u32 to, int rows) {
-#pragma unroll 8
-                for (int i = 0; i < KEYS * CHUNKS / 128; ++i) {
-                    int local = (lane + 32 * i) / CHUNKS, c = lane % CHUNKS; // each warp takes a quarter of the rows
-                    int r = warp * (KEYS / 4) + local, row = __shfl_sync(FULL_WARP, rows, local);
-                    u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
-                    cp_async16(at, cache + (i64)max(row, 0) * HEAD_DIM + c * 8, row >= 0);
-                }
-            };
-
+        int round = t.load(a, 0, total);
+        int rows = t.steps > 0 ? row_of(t, 0) : 0;
+        while (t.steps > 0) {
             barrier_wait(q_empty, q_parity);
             q_parity ^= 1;
             const elem *from = q + ((i64)t.row * heads + t.kv_head * ratio) * HEAD_DIM;
@@ -274,30 +269,40 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 u32 at = q_tile + c / 8 * (ROWS * 128) + r * 128 + (((c ^ r) & 7) << 4);
                 cp_async16(at, from + ((i64)token * heads + head) * HEAD_DIM + c * 8, valid);
             }
-            handed(q_full);
-            int rows = 0;
-            for (int step = 0; step <= t.steps; ++step) {
-                int last_rows = rows;
-                if (step < t.steps) {
-                    rows = row_of(step);
+            barrier_arrive_copies(q_full);
+            if (tid == 0) {
+                next_tile = t;
+                barrier_arrive(q_full);
+            }
+            // The tile after this one is looked up while this one's copies are on their way.
+            Tile after;
+            int last_rows = 0, steps = t.steps;
+            for (int step = 0; step <= steps; ++step) {
+                int these_rows = rows;
+                if (step < steps) {
                     barrier_wait(k_empty + 8 * kr.at, kr.parity);
                     copy(k, k_ring + kr.at * KEY_BYTES, rows);
-                    handed(k_full + 8 * kr.at);
+                    barrier_arrive_copies(k_full + 8 * kr.at);
                     kr.next();
                 }
+                if (step == 0) round = after.load(a, round, total);
+                if (step + 1 < steps) rows = row_of(t, step + 1);
+                if (step + 1 == steps) rows = after.steps > 0 ? row_of(after, 0) : 0;
                 if (step > 0) {
                     barrier_wait(v_empty + 8 * vr.at, vr.parity);
                     copy(v, v_ring + vr.at * KEY_BYTES, last_rows);
-                    handed(v_full + 8 * vr.at);
+                    barrier_arrive_copies(v_full + 8 * vr.at);
                     vr.next();
                 }
+                last_rows = these_rows;
             }
+            t = after;
         }
-        if (pending != 0) {
-            cp_async_wait<0>();
-            proxy_fence();
-            barrier_arrive(pending);
-        }
+        barrier_wait(q_empty, q_parity);
+        if (tid == 0) next_tile.steps = 0;
+        barrier_arrive(q_full);
+        if (tid == 0) barrier_arrive(q_full);
+        cp_async_wait<0>();
         return;
     }
 
@@ -313,13 +318,19 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     };
     float s[KEYS / 2], o[HEAD_DIM / 2];
     u32 p[KEYS / 16][4];
-    Tile t;
-    for (int round = 0; round * (int)gridDim.x < total; ++round) {
-        int index = tile_index(round);
-        if (index >= total || !t.load(a, index)) continue;
-        int position[2];
+    if (group == 2) turn_end(group); // the first turn is the other's
+    while (true) {
+        barrier_wait(q_full, q_parity);
+        q_parity ^= 1;
+        Tile t = next_tile;
+        if (t.steps == 0) break;
+        proxy_fence();
+        int token[2], position[2];
 #pragma unroll
-        for (int h = 0; h < 2; ++h) position[h] = t.position + min((row0 + 8 * h) / ratio, t.tokens - 1);
+        for (int h = 0; h < 2; ++h) {
+            token[h] = (row0 + 8 * h) / ratio;
+            position[h] = t.position + min(token[h], t.tokens - 1);
+        }
         float m[2] = {-INFINITY_F, -INFINITY_F}, l[2] = {0.f, 0.f}, fade[2];
 #pragma unroll
         for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] = 0.f;
@@ -327,6 +338,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         auto start_keys = [&]() {
             u32 keys = k_ring + kr.at * KEY_BYTES;
             barrier_wait(k_full + 8 * kr.at, kr.parity);
+            proxy_fence();
             wgmma_fence();
 #pragma unroll
             for (int d = 0; d < HEAD_DIM / 16; ++d)
@@ -337,6 +349,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         auto start_values = [&]() {
             u32 values = v_ring + vr.at * KEY_BYTES;
             barrier_wait(v_full + 8 * vr.at, vr.parity);
+            proxy_fence();
             wgmma_fence();
 #pragma unroll
             for (int j = 0; j < KEYS / 16; ++j) multiply_values(o, p[j], descriptor(values + j * 16 * 128, KEYS * 128));
@@ -354,8 +367,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             if (edge) {
 #pragma unroll
                 for (int j = 0; j < KEYS / 2; ++j) {
-                    int token = token0 + j / 4 * 8 + col0 + j % 2, at = position[j / 2 % 2];
-                    if (token > at || (window > 0 && token <= at - window)) s[j] = -INFINITY_F;
+                    int key = token0 + j / 4 * 8 + col0 + j % 2, at = position[j / 2 % 2];
+                    if (key > at || (window > 0 && key <= at - window)) s[j] = -INFINITY_F;
                 }
             }
             const float by = SOFT_CAP ? 1.f : factor;
@@ -366,8 +379,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 for (int j = 0; j < KEYS / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
                 most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-                float base = most == -INFINITY_F ? 0.f : most * by;
-                fade[h] = exp2_fast(m[h] * by - base);
+                // Rounded products, not a fused difference: a step that changes nothing must fade by exactly 1, or the
+                // result of a row would depend on how far the other rows of its tile see.
+                float base = most == -INFINITY_F ? 0.f : __fmul_rn(most, by);
+                fade[h] = exp2_fast(__fmul_rn(m[h], by) - base);
                 m[h] = most;
                 float sum = 0.f;
 #pragma unroll
@@ -388,44 +403,50 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 for (int i = 0; i < 4; ++i) p[j][i] = pack2<elem>(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
         };
 
-        barrier_wait(q_full, q_parity);
-        q_parity ^= 1;
-        for (int step = 0; step < t.steps; ++step) {
-            start_keys();
-            if (step > 0) {
-                start_values();
-                wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
-            }
+        auto keys_done = [&](int step) {
             settled(s);
             release(k_empty + 8 * kr.at);
             kr.next();
-            if (step == t.steps - 1) release(q_empty);
+            if (step == t.steps - 1) barrier_arrive(q_empty);
+        };
+        auto values_done = [&]() {
+            settled(o);
+            release(v_empty + 8 * vr.at);
+            vr.next();
+        };
+
+        turn_begin(group);
+        start_keys();
+        turn_end(group);
+        wgmma_wait<0>();
+        keys_done(0);
+        softmax(0);
+        pack();
+        for (int step = 1; step < t.steps; ++step) {
+            turn_begin(group);
+            start_keys();
+            start_values();
+            turn_end(group);
+            wgmma_wait<1>();
+            keys_done(step);
             softmax(step);
-            if (step > 0) {
-                wgmma_wait<0>();
-                settled(o);
-                release(v_empty + 8 * vr.at);
-                vr.next();
+            wgmma_wait<0>();
+            values_done();
 #pragma unroll
-                for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] *= fade[j / 2 % 2];
-            }
+            for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] *= fade[j / 2 % 2];
             pack();
         }
         start_values();
         wgmma_wait<0>();
-        settled(o);
-        release(v_empty + 8 * vr.at);
-        vr.next();
+        values_done();
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             l[h] += __shfl_xor_sync(FULL_WARP, l[h], 1);
             l[h] += __shfl_xor_sync(FULL_WARP, l[h], 2);
-            int r = row0 + 8 * h;
-            if (r >= t.tokens * ratio) continue;
+            if (token[h] >= t.tokens) continue;
+            int head = t.kv_head * ratio + row0 + 8 * h - token[h] * ratio;
             float inv = 1.f / l[h];
-            elem *to = out + ((i64)(t.row + r / ratio) * heads + t.kv_head * ratio + r % ratio) * HEAD_DIM + col0;
+            elem *to = out + ((i64)(t.row + token[h]) * heads + head) * HEAD_DIM + col0;
 #pragma unroll
             for (int j = 0; j < HEAD_DIM / 8; ++j)
                 *(u32 *)(to + 8 * j) = pack2<elem>(o[4 * j + 2 * h] * inv, o[4 * j + 2 * h + 1] * inv);

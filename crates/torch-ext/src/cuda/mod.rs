@@ -16,6 +16,10 @@ mod activation;
 #[cfg(feature = "cuda")]
 mod attention;
 #[cfg(feature = "cuda")]
+mod attention_decode;
+#[cfg(feature = "cuda")]
+mod attention_prefill;
+#[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
 mod compile;
@@ -24,9 +28,13 @@ mod copy;
 #[cfg(feature = "cuda")]
 mod gemv;
 #[cfg(feature = "cuda")]
+mod gemv_plan;
+#[cfg(feature = "cuda")]
 mod graph;
 #[cfg(feature = "cuda")]
 mod kernels;
+#[cfg(feature = "cuda")]
+mod linear_split;
 mod memory;
 #[cfg(feature = "cuda")]
 mod norm;
@@ -45,7 +53,8 @@ mod stream;
 
 #[cfg(feature = "cuda")]
 pub use self::{
-    attention::{DecodeWorkspace, Heads, PagedKv, Scores},
+    attention::{Heads, PagedKv, Scores},
+    attention_decode::DecodeWorkspace,
     compile::{ARCHITECTURES, Source, compile_all},
     copy::CacheSet,
     graph::{Graph, GraphPool},
@@ -67,10 +76,11 @@ pub const SOURCES: &[&Source] = &[
     &norm::SOURCE,
     &activation::SOURCE,
     &gemv::SOURCE,
+    &linear_split::SOURCE,
     &copy::SOURCE,
-    &attention::DECODE,
-    &attention::PREFILL,
-    &attention::PREFILL_SM90,
+    &attention_decode::SOURCE,
+    &attention_prefill::SOURCE,
+    &attention_prefill::SM90,
     &rope::SOURCE,
     &sample::LOGPROBS,
     &sample::RACE,

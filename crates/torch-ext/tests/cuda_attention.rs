@@ -1,0 +1,497 @@
+//! The GPU's attention kernels against float64 on fresh random inputs, at odd sizes.
+#![cfg(feature = "cuda")]
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::{self, Graph, GraphPool, Heads, Kernels, PagedKv, Scores, WriteKv};
+
+fn kernels() -> Option<Kernels> {
+    if cuda::is_available() {
+        return Some(Kernels::new(0).unwrap());
+    }
+    println!("skipped: no CUDA device");
+    None
+}
+
+fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
+    Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    }
+}
+
+/// ‖a - b‖ / ‖b‖; NaN if `a` holds any.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    let norm = |x: &Tensor| x.square().sum(Kind::Double).sqrt().double_value(&[]);
+    norm(&(a - &b)) / norm(&b).max(1e-30)
+}
+
+fn tolerance(kind: Kind) -> f64 {
+    if kind == Kind::Half { 1e-3 } else { 4e-3 }
+}
+
+/// Sequences in a cache whose unused tokens are NaN.
+struct Case {
+    heads: Heads,
+    kind: Kind,
+    block_size: usize,
+    /// New tokens of each sequence, and its context with them.
+    lens: Vec<(usize, usize)>,
+    scores: Scores,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_tables: Tensor,
+    query_start: Tensor,
+    context_len: Tensor,
+}
+
+impl Case {
+    fn new(
+        rng: &mut StdRng,
+        heads: Heads,
+        block_size: usize,
+        kind: Kind,
+        lens: Vec<(usize, usize)>,
+        window: Option<usize>,
+        soft_cap: Option<f64>,
+    ) -> Self {
+        let on = Device::Cuda(0);
+        let blocks_of = |context: usize| context.div_ceil(block_size);
+        let need: usize = lens.iter().map(|l| blocks_of(l.1)).sum();
+        let width = lens.iter().map(|l| blocks_of(l.1)).max().unwrap_or(0) + 1;
+        let mut free: Vec<i32> = (0..need as i32 + 3).collect();
+        free.shuffle(rng);
+        let cache = [free.len(), heads.kv_heads, block_size, heads.head_dim].map(|n| n as i64);
+        let [k, v] = [(); 2].map(|()| Tensor::full(cache, f64::NAN, (kind, on)));
+        let (mut tables, mut starts) = (vec![0i32; lens.len() * width], vec![0i32]);
+        for (i, &(new, context)) in lens.iter().enumerate() {
+            starts.push(starts[i] + new as i32);
+            for entry in &mut tables[i * width..i * width + blocks_of(context)] {
+                *entry = free.pop().unwrap();
+            }
+            for (at, token) in (0..context).step_by(block_size).enumerate() {
+                let len = block_size.min(context - token) as i64;
+                let block = i64::from(tables[i * width + at]);
+                for cache in [&k, &v] {
+                    let mut part = cache.get(block).narrow(1, 0, len);
+                    part.copy_(&Tensor::randn(part.size(), (Kind::Float, on)));
+                }
+            }
+        }
+        let tokens = i64::from(*starts.last().unwrap());
+        let size = [tokens, heads.heads as i64, heads.head_dim as i64];
+        let q = Tensor::randn(size, (Kind::Float, on)) * if soft_cap.is_some() { 3.0 } else { 1.0 };
+        let contexts: Vec<i32> = lens.iter().map(|l| l.1 as i32).collect();
+        Self {
+            heads,
+            kind,
+            block_size,
+            scores: Scores {
+                scale: (heads.head_dim as f64).powf(-0.5),
+                window,
+                soft_cap,
+            },
+            q: q.to_kind(kind),
+            k,
+            v,
+            block_tables: Tensor::from_slice(&tables)
+                .view([lens.len() as i64, width as i64])
+                .to_device(on),
+            query_start: Tensor::from_slice(&starts).to_device(on),
+            context_len: Tensor::from_slice(&contexts).to_device(on),
+            lens,
+        }
+    }
+
+    fn kv(&self) -> PagedKv<'_> {
+        PagedKv {
+            k: &self.k,
+            v: &self.v,
+            block_tables: &self.block_tables,
+            query_start: &self.query_start,
+            context_len: &self.context_len,
+        }
+    }
+
+    fn poison(&self) -> Tensor {
+        let size = [
+            self.q.size()[0],
+            (self.heads.heads * self.heads.head_dim) as i64,
+        ];
+        Tensor::full(size, f64::NAN, (self.kind, self.q.device()))
+    }
+
+    fn expected(&self) -> Tensor {
+        let [h, kv_h, dim] =
+            [self.heads.heads, self.heads.kv_heads, self.heads.head_dim].map(|n| n as i64);
+        let size = [self.q.size()[0], h * dim];
+        let out = Tensor::zeros(size, (Kind::Double, self.q.device()));
+        let mut row = 0;
+        for (i, &(new, context)) in self.lens.iter().enumerate() {
+            let (new, context) = (new as i64, context as i64);
+            if context > 0 {
+                let blocks = (context as usize).div_ceil(self.block_size) as i64;
+                let ids = self.block_tables.get(i as i64).narrow(0, 0, blocks);
+                let gather = |cache: &Tensor| {
+                    cache
+                        .index_select(0, &ids)
+                        .transpose(0, 1)
+                        .reshape([kv_h, -1, dim])
+                        .narrow(1, 0, context)
+                        .to_kind(Kind::Double)
+                        .repeat_interleave_self_int(h / kv_h, 0, None)
+                };
+                let q = self
+                    .q
+                    .narrow(0, row, new)
+                    .transpose(0, 1)
+                    .to_kind(Kind::Double);
+                let mut s = q.matmul(&gather(&self.k).transpose(1, 2)) * self.scores.scale;
+                if let Some(cap) = self.scores.soft_cap {
+                    s = (s / cap).tanh() * cap;
+                }
+                let range = |from, to| Tensor::arange_start(from, to, (Kind::Int64, s.device()));
+                let at = range(context - new, context).unsqueeze(1);
+                let key = range(0, context).unsqueeze(0);
+                let mut hidden = key.gt_tensor(&at);
+                if let Some(window) = self.scores.window {
+                    hidden = hidden.logical_or(&key.le_tensor(&(at - window as i64)));
+                }
+                let weights = s
+                    .masked_fill(&hidden, f64::NEG_INFINITY)
+                    .softmax(-1, Kind::Double);
+                let result = weights.matmul(&gather(&self.v)).transpose(0, 1);
+                out.narrow(0, row, new).copy_(&result.reshape([new, -1]));
+            }
+            row += new;
+        }
+        out
+    }
+
+    fn describe(&self) -> String {
+        let Scores {
+            window, soft_cap, ..
+        } = self.scores;
+        format!(
+            "{:?} {:?} blocks of {} {:?} window {window:?} cap {soft_cap:?}",
+            self.heads, self.kind, self.block_size, self.lens
+        )
+    }
+}
+
+const SHAPES: &[(usize, usize, usize, usize)] = &[
+    // heads, KV heads, head size, block size
+    (16, 8, 128, 16),
+    (32, 8, 128, 32),
+    (8, 8, 64, 16),
+    (12, 4, 96, 32),
+    (15, 3, 80, 16),
+    (16, 1, 128, 64),
+    (9, 1, 64, 48),
+    (8, 1, 256, 16),
+    (20, 1, 128, 16),
+    (16, 1, 256, 16),
+    (6, 2, 128, 8),
+    (4, 2, 64, 1),
+];
+
+#[test]
+fn decode_equals_float64_and_does_not_depend_on_the_batch() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(2);
+    for (i, &(h, kv, dim, block)) in SHAPES.iter().enumerate() {
+        for round in 0..2 {
+            let kind = [Kind::BFloat16, Kind::Half][(i + round) % 2];
+            let most = [40, 300, 700, 3000][rng.random_range(0..4)];
+            let n = [1, 3, 11, 70][rng.random_range(0..4)];
+            let mut lens: Vec<_> = (0..n).map(|_| (1, rng.random_range(1..=most))).collect();
+            lens[n - 1] = (1, if n > 2 { 0 } else { most });
+            let window = [None, Some(1), Some(17), Some(333)][rng.random_range(0..4)];
+            let cap = (round == 1).then_some(20.0);
+            let heads = heads(h, kv, dim);
+            let case = Case::new(&mut rng, heads, block, kind, lens, window, cap);
+            let longest = most + rng.random_range(0..2) * 5000;
+            let workspace = kernels.decode_workspace(heads, n, longest).unwrap();
+            let mut order: Vec<i32> = (0..n as i32).collect();
+            order.shuffle(&mut rng);
+            let run = |seqs: &[i32], out: &Tensor| {
+                let seqs = Tensor::from_slice(seqs).to_device(kernels.device());
+                kernels
+                    .attention_decode(
+                        &case.q,
+                        &case.kv(),
+                        &seqs,
+                        out,
+                        &case.scores,
+                        longest,
+                        &workspace,
+                    )
+                    .unwrap();
+            };
+            let (all, again, alone) = (case.poison(), case.poison(), case.poison());
+            run(&order, &all);
+            run(&order, &again);
+            let d = distance(&all, &case.expected());
+            assert!(d < tolerance(kind), "{d:.1e}: {}", case.describe());
+            assert!(all.equal(&again), "not repeatable: {}", case.describe());
+            run(&order[..1], &alone);
+            let row = i64::from(order[0]);
+            assert!(alone.get(row).equal(&all.get(row)), "{}", case.describe());
+        }
+    }
+}
+
+#[test]
+fn a_captured_decode_serves_other_contexts() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(3);
+    let heads = heads(8, 2, 128);
+    let lens = vec![(1, 900), (1, 20), (1, 333)];
+    let mut case = Case::new(&mut rng, heads, 16, Kind::BFloat16, lens, None, None);
+    let workspace = kernels.decode_workspace(heads, 3, 4096).unwrap();
+    let seqs = Tensor::from_slice(&[0i32, 1, 2]).to_device(kernels.device());
+    let out = case.poison();
+    let launch = |case: &Case| {
+        kernels
+            .attention_decode(
+                &case.q,
+                &case.kv(),
+                &seqs,
+                &out,
+                &case.scores,
+                4096,
+                &workspace,
+            )
+            .unwrap();
+    };
+    launch(&case); // compiles
+    let stream = cuda::Stream::new(0).unwrap();
+    stream.make_current().unwrap();
+    let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
+    for lens in [[900, 20, 333], [1, 0, 17], [850, 20, 1]] {
+        let contexts: Vec<i32> = lens.to_vec();
+        let _ = case.context_len.copy_(&Tensor::from_slice(&contexts));
+        case.lens = lens.iter().map(|&l| (1, l as usize)).collect();
+        graph.replay().unwrap();
+        let d = distance(&out, &case.expected());
+        assert!(d < tolerance(case.kind), "{d:.1e}: {}", case.describe());
+    }
+}
+
+#[test]
+fn prefill_equals_float64_and_does_not_depend_on_the_chunk() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(4);
+    for (i, &(h, kv, dim, block)) in SHAPES.iter().enumerate() {
+        for round in 0..3 {
+            let kind = [Kind::BFloat16, Kind::Half][(i + round) % 2];
+            let lens: Vec<(usize, usize)> = (0..[1, 2, 4][round])
+                .map(|_| {
+                    let new = [1, 3, 16, 64, 129, 300][rng.random_range(0..6)];
+                    (new, new + [0, 1, 77, 640][rng.random_range(0..4)])
+                })
+                .collect();
+            let window = [None, None, Some(1), Some(100)][rng.random_range(0..4)];
+            let cap = (round == 2).then_some(20.0);
+            let heads = heads(h, kv, dim);
+            let case = Case::new(&mut rng, heads, block, kind, lens, window, cap);
+            let chunks: Vec<_> = case
+                .lens
+                .iter()
+                .enumerate()
+                .map(|(i, l)| (i, l.0, l.1))
+                .collect();
+            let tiles = |chunks: &[(usize, usize, usize)]| {
+                let flat = kernels.prefill_tiles(heads, chunks);
+                Tensor::from_slice(&flat)
+                    .view([-1, 2])
+                    .to_device(kernels.device())
+            };
+            let out = case.poison();
+            kernels
+                .attention_prefill(&case.q, &case.kv(), &tiles(&chunks), &out, &case.scores)
+                .unwrap();
+            let d = distance(&out, &case.expected());
+            assert!(d < tolerance(kind), "{d:.1e}: {}", case.describe());
+
+            // The second half of the first sequence's chunk, alone: the same bits.
+            let (new, context) = case.lens[0];
+            let skip = new / 2;
+            let q = case
+                .q
+                .narrow(0, skip as i64, (new - skip) as i64)
+                .contiguous();
+            let part = Tensor::full(
+                [q.size()[0], (h * dim) as i64],
+                f64::NAN,
+                (kind, q.device()),
+            );
+            let starts = Tensor::from_slice(&[0, q.size()[0] as i32]).to_device(q.device());
+            let kv = PagedKv {
+                block_tables: &case.block_tables.narrow(0, 0, 1),
+                query_start: &starts,
+                context_len: &case.context_len.narrow(0, 0, 1),
+                ..case.kv()
+            };
+            let tiles = tiles(&[(0, new - skip, context)]);
+            kernels
+                .attention_prefill(&q, &kv, &tiles, &part, &case.scores)
+                .unwrap();
+            let whole = out.narrow(0, skip as i64, (new - skip) as i64);
+            assert!(
+                part.equal(&whole),
+                "depends on the chunk: {}",
+                case.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn queries_keys_and_values_are_normalized_rotated_and_written() {
+    let Some(kernels) = kernels() else { return };
+    let on = kernels.device();
+    let mut rng = StdRng::seed_from_u64(5);
+    for &(tokens, h, kv, dim, rotary, block, norm) in &[
+        (7i64, 5i64, 1i64, 128i64, 128i64, 16i64, true),
+        (300, 16, 8, 128, 128, 16, true),
+        (33, 4, 4, 80, 32, 8, false),
+        (1, 16, 8, 128, 128, 16, false),
+        (261, 3, 3, 96, 96, 1, true),
+        (5, 2, 1, 256, 64, 16, true),
+        (11, 2, 2, 64, 64, 32, false),
+    ] {
+        for kind in [Kind::BFloat16, Kind::Half] {
+            let randn = |size: &[i64]| Tensor::randn(size, (Kind::Float, on));
+            let qkv = randn(&[tokens, (h + 2 * kv) * dim]).to_kind(kind);
+            let weights = [(); 2].map(|()| (randn(&[dim]) * 0.2 + 1.0).to_kind(kind));
+            let angle = randn(&[50, rotary / 2]) * 3.0;
+            let (cos, sin) = (angle.cos(), angle.sin());
+            let index = Tensor::randint(50, [tokens], (Kind::Int64, on));
+            let blocks = tokens / block + 4;
+            let mut slots: Vec<i64> = (0..blocks * block).collect();
+            slots.shuffle(&mut rng);
+            slots.truncate(tokens as usize);
+            // Padding: nothing is written.
+            slots[tokens as usize / 2] = -1;
+            let size = [blocks, kv, block, dim];
+            let [k, v, k_want, v_want] = [(); 4].map(|()| Tensor::full(size, 7.0, (kind, on)));
+            let q = kernels
+                .write_kv(&WriteKv {
+                    qkv: &qkv,
+                    qk_norm: norm.then_some((&weights[0], &weights[1])),
+                    eps: 1e-6,
+                    cos: &cos,
+                    sin: &sin,
+                    rope_index: &index,
+                    slots: &Tensor::from_slice(&slots).to_device(on),
+                    k_cache: &k,
+                    v_cache: &v,
+                })
+                .unwrap();
+
+            let turned = |x: &Tensor, weight: &Tensor| {
+                let mut x = x.shallow_clone();
+                if norm {
+                    let wide = x.to_kind(Kind::Float);
+                    let square = wide.square().mean_dim(-1, true, Kind::Float);
+                    x = (wide * (square + 1e-6).rsqrt()).to_kind(kind) * weight;
+                }
+                let parts = x.split_with_sizes([rotary / 2, rotary / 2, dim - rotary], 2);
+                let [a, b] = [0, 1].map(|i: usize| parts[i].to_kind(Kind::Float));
+                let [c, s] = [&cos, &sin].map(|t| t.index_select(0, &index).unsqueeze(1));
+                let [a, b] = [&a * &c - &b * &s, &b * &c + &a * &s].map(|x| x.to_kind(kind));
+                Tensor::cat(&[&a, &b, &parts[2]], 2)
+            };
+            let parts = qkv.view([tokens, -1, dim]).split_with_sizes([h, kv, kv], 1);
+            let (q_want, k_new) = (
+                turned(&parts[0], &weights[0]),
+                turned(&parts[1], &weights[1]),
+            );
+            for (i, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
+                let place = |cache: &Tensor| cache.get(slot / block).select(1, slot % block);
+                place(&k_want).copy_(&k_new.get(i as i64));
+                place(&v_want).copy_(&parts[2].get(i as i64));
+            }
+            let what = format!("{tokens} tokens, {h}/{kv} heads of {dim}, {kind:?}");
+            assert!(distance(&q, &q_want) < 2e-3, "q: {what}");
+            assert!(distance(&k, &k_want) < 2e-3, "k: {what}");
+            assert!(v.equal(&v_want), "v: {what}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(6);
+    let case = |heads: Heads| {
+        let lens = vec![(1, 5), (1, 9)];
+        Case::new(
+            &mut StdRng::seed_from_u64(1),
+            heads,
+            16,
+            Kind::Half,
+            lens,
+            None,
+            None,
+        )
+    };
+    let right = case(heads(4, 2, 64));
+    let workspace = kernels.decode_workspace(right.heads, 2, 64).unwrap();
+    let seqs = Tensor::from_slice(&[0i32, 1]).to_device(kernels.device());
+    let out = right.poison();
+    let decode = |q: &Tensor, kv: &PagedKv, seqs: &Tensor, scores: &Scores, context| {
+        kernels.attention_decode(q, kv, seqs, &out, scores, context, &workspace)
+    };
+    let (q, kv, scores) = (&right.q, right.kv(), right.scores);
+    decode(q, &kv, &seqs, &scores, 64).unwrap();
+    let long = seqs.to_kind(Kind::Int64);
+    let zero = Scores {
+        window: Some(0),
+        ..scores
+    };
+    let refused = [
+        decode(&q.to_kind(Kind::BFloat16), &kv, &seqs, &scores, 64),
+        decode(&q.transpose(0, 1), &kv, &seqs, &scores, 64),
+        decode(&q.to_device(Device::Cpu), &kv, &seqs, &scores, 64),
+        decode(q, &kv, &long, &scores, 64),
+        decode(q, &kv, &seqs, &scores, 65),
+        decode(q, &kv, &seqs, &zero, 64),
+        decode(
+            q,
+            &PagedKv {
+                query_start: &seqs,
+                ..kv
+            },
+            &seqs,
+            &scores,
+            64,
+        ),
+        decode(q, &PagedKv { v: q, ..kv }, &seqs, &scores, 64),
+    ];
+    for (i, result) in refused.iter().enumerate() {
+        println!("{}", result.as_ref().expect_err(&format!("case {i}")));
+    }
+    assert!(kernels.decode_workspace(heads(4, 2, 72), 2, 64).is_err());
+    assert!(kernels.decode_workspace(heads(4, 3, 64), 2, 64).is_err());
+
+    // Indices on the device that point outside lead nowhere, and fault nothing.
+    let wild = Tensor::from_slice(&[7i32, -3, 1 << 30, 0]).to_device(kernels.device());
+    let lost = PagedKv {
+        block_tables: &Tensor::full_like(kv.block_tables, rng.random_range(1 << 20..1 << 30)),
+        ..kv
+    };
+    let workspace = kernels.decode_workspace(right.heads, 4, 64).unwrap();
+    kernels
+        .attention_decode(q, &lost, &wild, &out, &scores, 64, &workspace)
+        .unwrap();
+    let tiles = wild.view([2, 2]);
+    kernels
+        .attention_prefill(q, &lost, &tiles, &out, &scores)
+        .unwrap();
+    cuda::synchronize(0).unwrap();
+}

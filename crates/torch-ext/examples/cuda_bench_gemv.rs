@@ -4,7 +4,8 @@
 //!
 //! Every layer has weights of its own, so they come from memory, not from the L2 cache. `products`
 //! are the four products of each layer and the LM head; `step` has the norms, residual additions
-//! and activations between them as well. GB/s counts the weights.
+//! and activations between them as well. `ours` takes cuBLAS where `linear_small_rows` says so.
+//! GB/s counts the weights.
 
 use std::error::Error;
 
@@ -118,8 +119,12 @@ impl Model {
         let rows = input.size()[0];
         let heads = Tensor::ones([rows, self.dims.heads], (Kind::BFloat16, device));
         let small = |x: &Tensor, w: &Tensor| match fused {
-            true => kernels.linear_small(x, w, None).expect("fits"),
+            true => linear(kernels, x, w),
             false => x.linear::<&Tensor>(w, None),
+        };
+        // As `tp-model` decides.
+        let fits = |w: &Tensor| {
+            fused && rows as usize <= kernels.fused_rows(w.size()[0] as usize, w.size()[1] as usize)
         };
         let mut residual = input.copy();
         let mut x: Option<Tensor> = None;
@@ -136,12 +141,12 @@ impl Model {
                 Some(x) => kernels.add_rms_norm(residual, x, norm, EPS).expect("fits"),
                 None => kernels.rms_norm(residual, norm, EPS).expect("fits"),
             };
-            let qkv = match fused {
+            let qkv = match fits(&layer.qkv) {
                 true => fuse(x.as_ref(), &mut residual, norm1, &layer.qkv),
                 false => small(&apart(x.as_ref(), &mut residual, norm1), &layer.qkv),
             };
             let o = small(&attention(&qkv, &heads), &layer.o);
-            let gated = match fused {
+            let gated = match fits(&layer.gate_up) {
                 true => {
                     let (y, sum) = kernels
                         .add_norm_gated(&residual, Some(&o), norm2, EPS, &layer.gate_up)
@@ -159,7 +164,7 @@ impl Model {
             x = Some(small(&gated, &layer.down));
         }
         let x = x.expect("at least one layer");
-        if fused {
+        if fits(&self.head) {
             let (logits, _) = kernels
                 .add_norm_linear(&residual, Some(&x), &self.norm, EPS, &self.head, None)
                 .expect("fits");
@@ -169,6 +174,15 @@ impl Model {
             .add_rms_norm(&mut residual, &x, &self.norm, EPS)
             .expect("fits");
         small(&normed, &self.head)
+    }
+}
+
+/// Our kernel, or cuBLAS where that is faster.
+fn linear(kernels: &Kernels, x: &Tensor, w: &Tensor) -> Tensor {
+    let (n, k) = (w.size()[0] as usize, w.size()[1] as usize);
+    match x.size()[0] as usize <= kernels.linear_small_rows(n, k) {
+        true => kernels.linear_small(x, w, None).expect("fits"),
+        false => x.linear::<&Tensor>(w, None),
     }
 }
 
@@ -224,17 +238,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             let cublas = time(|| model.products(&inputs, |x, w| x.linear::<&Tensor>(w, None)))?;
             let step = time(|| model.step(&kernels, &inputs[0], false))?;
             print!("{:5} {m:5} | {}", d.name, gb(cublas));
-            if *m as usize <= kernels.linear_small_rows(d.vocab as usize, d.hidden as usize) {
-                let ours = time(|| {
-                    model.products(&inputs, |x, w| {
-                        kernels.linear_small(x, w, None).expect("fits")
-                    })
-                })?;
-                let fused = time(|| model.step(&kernels, &inputs[0], true))?;
-                println!(" {} | {} {}", gb(ours), gb(step), gb(fused));
-            } else {
-                println!(" {:>16} | {} {:>16}", "-", gb(step), "-");
-            }
+            let ours = time(|| model.products(&inputs, |x, w| linear(&kernels, x, w)))?;
+            let fused = time(|| model.step(&kernels, &inputs[0], true))?;
+            println!(" {} | {} {}", gb(ours), gb(step), gb(fused));
         }
     }
     Ok(())

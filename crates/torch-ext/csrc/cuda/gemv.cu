@@ -23,7 +23,8 @@
 //                  either half, and a lane has both values of an output
 //
 // The sum for one output depends on K alone: not on R, NT, or the other tokens.
-#include "common.cuh"
+//
+// linear.cuh stands before this file when it is compiled.
 
 #define WARPS 8
 #define THREADS (WARPS * 32)
@@ -37,49 +38,6 @@
 #define ITEM_BYTES (4 * THREADS * 16)
 // Elements from one row of x in shared memory to the next: eight rows of 64 bytes share no bank.
 #define PITCH(k) (((k) + CHUNK - 1) / CHUNK * CHUNK + 32)
-
-DEVICE float4 add(float4 a, float4 b) {
-    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-
-struct Problem {
-    elem *y;
-    const elem *bias;
-    int tokens, outputs;
-};
-
-DEVICE elem activated(float gate, float up) {
-    // Rounded where the separate operations would round.
-    gate = to_float(from_float<elem>(gate));
-    float silu = to_float(from_float<elem>(gate / (1.f + expf(-gate))));
-    return from_float<elem>(silu * to_float(from_float<elem>(up)));
-}
-
-/// Writes what a lane holds of a tile and a group of tokens.
-DEVICE void finish(const Problem &p, int tile, int group, int lane, float4 c) {
-    int token = group * 8 + lane % 4 * 2;
-#if SILU
-    int row = tile * 8 + lane / 4;
-    if (row >= p.outputs) return;
-    if (p.bias) {
-        float gate = to_float(p.bias[row]), up = to_float(p.bias[p.outputs + row]);
-        c = add(c, make_float4(gate, gate, up, up));
-    }
-    elem *y = p.y + (i64)token * p.outputs + row;
-    if (token < p.tokens) y[0] = activated(c.x, c.z);
-    if (token + 1 < p.tokens) y[p.outputs] = activated(c.y, c.w);
-#else
-    int row = tile * 16 + lane / 4;
-#pragma unroll
-    for (int h = 0; h < 2; ++h, row += 8) {
-        if (row >= p.outputs) continue;
-        float bias = p.bias ? to_float(p.bias[row]) : 0.f;
-        elem *y = p.y + (i64)token * p.outputs + row;
-        if (token < p.tokens) y[0] = from_float<elem>((h ? c.z : c.x) + bias);
-        if (token + 1 < p.tokens) y[p.outputs] = from_float<elem>((h ? c.w : c.y) + bias);
-    }
-#endif
-}
 
 /// Puts rms_norm(residual + x) into `rows` (shared), and this block's share of residual + x into
 /// `residual_out`. `squares`: WARPS floats a row; `weight` (shared) may still be on its way in the

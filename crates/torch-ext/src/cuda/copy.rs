@@ -55,7 +55,7 @@ impl Kernels {
         }
         let [blocks, block @ ..] = shape.unwrap_or([Some(0); 4]).map(|n| n.unwrap_or(0));
         let elements: usize = block.iter().product();
-        if elements % 8 != 0 || caches.len() > MAX_GRID {
+        if !elements.is_multiple_of(8) || caches.len() > MAX_GRID {
             let (most, count) = (MAX_GRID, caches.len());
             let expected = format!("at most {most}, with blocks of a multiple of 8 elements");
             let found = format!("{count} with blocks of {elements}");

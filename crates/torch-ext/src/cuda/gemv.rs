@@ -4,13 +4,18 @@ use tch::{Kind, Tensor};
 
 use super::check::{HALVES, Operand};
 use super::compile::Source;
+use super::gemv_plan::{MAX_ROWS, Problem, THREADS, plan};
 use super::kernels::{Arg, Kernels, Launch};
+use super::linear_split;
 use super::rope::{element, same_kind};
 use crate::Error;
 
 pub(crate) static SOURCE: Source = Source {
     name: "gemv",
-    text: include_str!("../../csrc/cuda/gemv.cu"),
+    text: concat!(
+        include_str!("../../csrc/cuda/linear.cuh"),
+        include_str!("../../csrc/cuda/gemv.cu")
+    ),
     variants: &[
         &[
             "T_BF16=1",
@@ -60,109 +65,6 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-// As in the source.
-const WARPS: usize = 8;
-const THREADS: usize = 32 * WARPS;
-const CHUNK: usize = 64;
-const ITEM_BYTES: usize = 4 * THREADS * 16;
-
-/// Most rows of x that the kernel takes.
-const MAX_ROWS: usize = 32;
-/// Most elements of x that every thread block normalizes for itself. For more, a kernel of its own
-/// does it once.
-const MAX_NORM: usize = 8192;
-/// Most bytes of x in shared memory.
-const MAX_X: usize = 40 << 10;
-
-/// What is asked of the kernel.
-#[derive(Clone, Copy, Debug)]
-struct Problem {
-    tokens: usize,
-    /// Columns of the result.
-    outputs: usize,
-    k: usize,
-    norm: bool,
-    silu: bool,
-}
-
-/// How the kernel is built and launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    /// Tiles that a thread block works on at a time.
-    r: usize,
-    /// Groups of eight tokens.
-    nt: usize,
-    stages: usize,
-    x_stream: bool,
-    blocks: usize,
-    shared: usize,
-}
-
-/// Bytes of shared memory that a thread block may have, and that a multiprocessor has.
-fn shared_memory(capability: (i32, i32)) -> (usize, usize) {
-    let kib = |block: usize, all: usize| (block << 10, all << 10);
-    match capability {
-        (8, 0) | (8, 7) => kib(163, 164),
-        (8, _) | (12, _) => kib(99, 100),
-        _ => kib(227, 228),
-    }
-}
-
-/// How to compute `problem`, unless it does not fit. The figures were chosen by measurement on an
-/// H100 (`examples/cuda_bench_gemv.rs`).
-fn plan(problem: Problem, num_sms: usize, capability: (i32, i32)) -> Option<Plan> {
-    let Problem {
-        tokens,
-        outputs,
-        k,
-        norm,
-        silu,
-    } = problem;
-    let nt = match tokens {
-        ..=8 => 1,
-        ..=16 => 2,
-        ..=MAX_ROWS => 4,
-        _ => return None,
-    };
-    let tiles = outputs.div_ceil(if silu { 8 } else { 16 });
-    // One wave where that takes up to three tiles; beyond, as many as share x well.
-    let r = match tiles.div_ceil(num_sms) {
-        n @ ..=3 => n.max(1),
-        _ => [1, 2, 3][nt / 2],
-    };
-    let chunks = k.div_ceil(CHUNK);
-    let x_resident = tokens * (chunks * CHUNK + 32) * 2;
-    let x_stream = x_resident > MAX_X;
-    if norm && (x_stream || tokens * k > MAX_NORM) {
-        return None;
-    }
-    let blocks = tiles.div_ceil(r).min(num_sms);
-    let items = chunks.div_ceil(WARPS) * r * tiles.div_ceil(r).div_ceil(blocks);
-    let shared = |stages: usize| {
-        let x_slots = (r + stages - 2) / r + 1;
-        let x = match x_stream {
-            true => x_slots * nt * 2 * THREADS * 16,
-            false => x_resident,
-        };
-        let norm = if norm { k * 2 + tokens * WARPS * 4 } else { 0 };
-        stages * ITEM_BYTES + x + (r * nt).min(8) * THREADS * 16 + norm
-    };
-    let (block_limit, all) = shared_memory(capability);
-    // Two thread blocks on a multiprocessor, so that the next kernel's weights are already on
-    // their way while this one runs; if that leaves too few stages, one.
-    let most = (items + 1).clamp(3, 6);
-    let fits = |limit: usize, least: usize| (least..=most).rev().find(|s| shared(*s) <= limit);
-    let stages = fits(all / 2 - 1024, most.min(4)).or_else(|| fits(block_limit, 3))?;
-    Some(Plan {
-        r,
-        nt,
-        stages,
-        x_stream,
-        blocks,
-        shared: shared(stages),
-    })
-}
-
 /// Operands of one launch. `x`, `norm` and `residual_out` were checked against `w` by the caller.
 struct Operands<'a> {
     x: Option<&'a Tensor>,
@@ -176,12 +78,12 @@ impl Kernels {
     /// Up to how many rows of x [`linear_small`](Self::linear_small) takes for a weight of
     /// `[out_features, in_features]`, and is faster than cuBLAS; 0 if it does not take the weight.
     pub fn linear_small_rows(&self, out_features: usize, in_features: usize) -> usize {
-        if in_features == 0 || in_features % 8 != 0 || out_features == 0 {
+        if in_features == 0 || !in_features.is_multiple_of(8) || out_features == 0 {
             return 0;
         }
-        let fits = |rows: &usize| {
+        let few = |tokens: usize| {
             let problem = Problem {
-                tokens: *rows,
+                tokens,
                 outputs: out_features,
                 k: in_features,
                 norm: false,
@@ -189,7 +91,16 @@ impl Kernels {
             };
             plan(problem, self.num_sms(), self.capability()).is_some()
         };
-        [MAX_ROWS, 16, 8].into_iter().find(fits).unwrap_or(0)
+        let rows = [MAX_ROWS, 16, 8].into_iter().find(|rows| few(*rows));
+        let some = linear_split::MAX_ROWS;
+        match rows {
+            Some(MAX_ROWS) if self.split_plan(some, out_features, in_features).is_some() => some,
+            rows => rows.unwrap_or(0),
+        }
+    }
+
+    fn split_plan(&self, tokens: usize, n: usize, k: usize) -> Option<linear_split::Plan> {
+        linear_split::plan(tokens, [n, k], self.num_sms(), self.capability())
     }
 
     /// Up to how many rows [`add_norm_linear`](Self::add_norm_linear) and
@@ -202,7 +113,8 @@ impl Kernels {
     /// bfloat16 or all float16; `k` a multiple of 8, at most
     /// [`linear_small_rows`](Self::linear_small_rows) rows. Sums are float32.
     ///
-    /// The result for a row does not depend on the others, nor on how many there are. Reads `w`
+    /// The result for a row does not depend on the others, nor on how many there are up to 32; from
+    /// there to 64 it may differ from that for fewer by float32 rounding of the sum. Reads `w`
     /// before it waits for earlier kernels: none of those may write it.
     pub fn linear_small(
         &self,
@@ -353,6 +265,13 @@ impl Kernels {
             silu,
         };
         let Some(plan) = plan(problem, self.num_sms(), self.capability()) else {
+            if let (Some(x), Some(plan)) = (a.x, self.split_plan(tokens, n, k))
+                && a.norm.is_none()
+            {
+                // SAFETY: the callers checked the shapes, and the plan is for them.
+                unsafe { self.linear_split(plan, &y, x, a.w, a.bias, silu)? };
+                return Ok(y);
+            }
             let most = self.linear_small_rows(n, k);
             return Err(Error::Argument {
                 op,
@@ -398,38 +317,5 @@ impl Kernels {
         let size: Vec<i64> = size.iter().map(|n| *n as i64).collect();
         Tensor::f_empty(size, (kind, self.device()))
             .map_err(|e| super::CudaError(e.to_string()).into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plans_fit_the_device() {
-        for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)] {
-            for num_sms in [20, 108, 132] {
-                for (outputs, k) in [(1024, 2048), (4096, 1024), (151_936, 1024), (4096, 14_336)] {
-                    for tokens in 1..=MAX_ROWS {
-                        for (norm, silu) in [(false, false), (true, false), (true, true)] {
-                            let problem = Problem {
-                                tokens,
-                                outputs,
-                                k,
-                                norm,
-                                silu,
-                            };
-                            let Some(plan) = plan(problem, num_sms, capability) else {
-                                assert!(norm || tokens > 8, "{problem:?} {capability:?}");
-                                continue;
-                            };
-                            assert!(plan.shared <= shared_memory(capability).0);
-                            assert!(plan.nt * 8 >= tokens && plan.blocks >= 1);
-                            assert!((3..=6).contains(&plan.stages));
-                        }
-                    }
-                }
-            }
-        }
     }
 }

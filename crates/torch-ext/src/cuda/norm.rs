@@ -76,8 +76,8 @@ impl Kernels {
             return Ok(out);
         }
         let vecs = match width {
-            ..=2048 => 1,
-            ..=8192 => 2,
+            0..=2048 => 1,
+            2049..=8192 => 2,
             _ => 4,
         };
         let defines = [

@@ -26,6 +26,21 @@ pub struct SchedulerConfig {
     /// Admission leaves this many blocks available to the sequences that already run, so that a
     /// newcomer is not preempted in the step after. Ignored while nothing runs.
     pub watermark_blocks: usize,
+    /// What becomes of a preempted sequence's keys and values.
+    pub preemption_mode: PreemptionMode,
+}
+
+/// What becomes of the keys and values of a sequence that is preempted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PreemptionMode {
+    /// They are given up, and computed again when there is room (less what the prefix cache still
+    /// has by then).
+    #[default]
+    Recompute,
+    /// They are moved to host memory and back. Where the host has no room, as `Recompute`. Needs
+    /// a KV allocator with host blocks, and a runner that carries out
+    /// [`swap_outs`](crate::StepPlan::swap_outs) and [`swap_ins`](crate::StepPlan::swap_ins).
+    Swap,
 }
 
 impl Default for SchedulerConfig {
@@ -39,6 +54,7 @@ impl Default for SchedulerConfig {
             max_steps_in_flight: 2,
             sliding_window: None,
             watermark_blocks: 0,
+            preemption_mode: PreemptionMode::Recompute,
         }
     }
 }
@@ -89,6 +105,12 @@ pub enum ConfigError {
     /// The KV pool has no block to give.
     #[error("the KV pool has no available block; size it to at least one")]
     EmptyPool,
+    /// Preemption by swap without a place to swap to.
+    #[error(
+        "preemption_mode is Swap, but the KV allocator has no host blocks; give it some \
+         (paged_kv::Config::host_blocks) or preempt by recompute"
+    )]
+    NoHostBlocks,
     /// The watermark alone takes the whole pool.
     #[error(
         "watermark_blocks ({watermark}) leaves nothing of the {blocks} blocks of the KV pool; \

@@ -108,7 +108,7 @@ mod sequence;
 mod stats;
 mod waiting;
 
-pub use config::{ConfigError, SchedulerConfig};
+pub use config::{ConfigError, PreemptionMode, SchedulerConfig};
 pub use event::{Event, FinishReason, Usage};
 pub use plan::{AdmittedSeq, Row, SampleRow, Sampled, SlotId, StepOutput, StepPlan};
 pub use policy::{
@@ -116,7 +116,7 @@ pub use policy::{
 };
 pub use request::{AddError, Request, RequestId, SeqParams, StopCriteria};
 pub use runner::ModelRunner;
-pub use scheduler::{ApplyError, Scheduler};
+pub use scheduler::{ApplyError, ForkError, Scheduler};
 pub use stats::{SeqSnapshot, SeqState, Stats, StepStats, Totals};
 
 /// The README's code is compiled and run with the documentation's.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use paged_kv::{BlockCopy, BlockId, TokenId};
+use paged_kv::{BlockCopy, BlockId, SwapIn, SwapOut, TokenId};
 
 /// Index of a running sequence's state in the runner, `0..max_num_seqs`. Reused after release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,12 +17,20 @@ pub struct SlotId(pub u32);
 pub struct StepPlan<P> {
     /// Number of this step, counting from 0; plans are launched in this order.
     pub step: u64,
-    /// Slots whose sequences finished, were aborted or preempted since the last plan.
+    /// Slots whose sequences finished, were aborted, preempted or given other tokens
+    /// ([`Scheduler::rewrite`](crate::Scheduler::rewrite)) since the last plan.
     pub released: Vec<SlotId>,
     /// Sequences that take a slot in this step. A slot in `released` may appear here again.
     pub admitted: Vec<AdmittedSeq<P>>,
-    /// Whole-block copies to do before any key or value of this step is written.
+    /// Blocks to move to host memory, before any of `copies`: sequences that were preempted
+    /// under [`PreemptionMode::Swap`](crate::PreemptionMode), and only then. A runner without host
+    /// memory must refuse a plan in which this is not empty.
+    pub swap_outs: Vec<SwapOut>,
+    /// Whole-block copies to do, in this order, before any key or value of this step is written.
     pub copies: Vec<BlockCopy>,
+    /// Blocks to bring back from host memory, after all of `copies` and before any key or value of
+    /// this step is written.
+    pub swap_ins: Vec<SwapIn>,
     /// Blocks that rows add to their block tables; rows point into this list.
     pub new_blocks: Vec<BlockId>,
     /// Draft tokens to verify; rows point into this list.
@@ -31,6 +39,24 @@ pub struct StepPlan<P> {
     pub rows: Vec<Row>,
     /// The tokens to sample. The order is the order of [`StepOutput::samples`].
     pub samples: Vec<SampleRow>,
+}
+
+impl<P> Default for StepPlan<P> {
+    /// Nothing to do, as step 0.
+    fn default() -> Self {
+        Self {
+            step: 0,
+            released: Vec::new(),
+            admitted: Vec::new(),
+            swap_outs: Vec::new(),
+            copies: Vec::new(),
+            swap_ins: Vec::new(),
+            new_blocks: Vec::new(),
+            drafts: Vec::new(),
+            rows: Vec::new(),
+            samples: Vec::new(),
+        }
+    }
 }
 
 /// Everything a runner must know of a sequence that enters a slot.
@@ -42,9 +68,10 @@ pub struct AdmittedSeq<P> {
     pub tokens: Vec<TokenId>,
     /// How many of `tokens` are the prompt.
     pub num_prompt: u32,
-    /// How many tokens' keys and values are in `blocks` already (prefix hit or fork).
+    /// How many tokens' keys and values are in `blocks` already (prefix hit, fork, or brought
+    /// back by `swap_ins`).
     pub num_computed: u32,
-    /// The block table as it stands before this step's rows.
+    /// The block table; this step's row may replace the end of it.
     pub blocks: Vec<BlockId>,
     /// Which of the request's `n` sequences this is (0 for the first).
     pub index: u32,

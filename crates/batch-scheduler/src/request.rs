@@ -83,6 +83,11 @@ pub struct Request<P> {
     /// Whether the prompt may start from cached blocks. Switch it off where every prompt position
     /// must be computed (prompt log-probabilities); blocks are still shared *from* this request.
     pub use_prefix_cache: bool,
+    /// With several steps in flight: plan no step of a sequence before its last sample is in. For
+    /// callers that choose among the samples and [`rewrite`](crate::Scheduler::rewrite) or
+    /// [`fork`](crate::Scheduler::fork) the sequence between steps (beam search, guided decoding).
+    /// Its own tokens come more slowly, other requests' do not.
+    pub lockstep: bool,
     /// Sampling parameters.
     pub params: SeqParams<P>,
 }
@@ -99,6 +104,7 @@ impl<P> Request<P> {
             class: 0,
             salt: Salt::default(),
             use_prefix_cache: true,
+            lockstep: false,
             params: SeqParams::Shared(params),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use paged_kv::{BlockTable, Salt, TokenId};
+use paged_kv::{BlockTable, Salt, SwappedTable, TokenId};
 use smallvec::SmallVec;
 
 use crate::event::{FinishReason, Usage};
@@ -50,6 +50,10 @@ pub(crate) struct Seq<P> {
     pub(crate) status: Status,
     /// Has a row of several drafts in flight: how long it is comes with that row.
     pub(crate) speculating: bool,
+    /// Takes part in no step while a sample of it is in flight.
+    pub(crate) lockstep: bool,
+    /// Whether the runner was told what is in the slot.
+    pub(crate) announced: bool,
     pub(crate) slot: u32,
     /// Tokens computed once all steps in flight are done, drafts left out.
     pub(crate) computed: u32,
@@ -70,6 +74,8 @@ pub(crate) struct Seq<P> {
     pub(crate) tokens: Vec<TokenId>,
     /// Set exactly while it holds a slot.
     pub(crate) table: Option<BlockTable>,
+    /// Its first `num_computed` keys and values, in host memory; only while it waits.
+    pub(crate) swapped: Option<SwappedTable>,
     /// Drafts to verify, proposed when it had `drafts_at` tokens.
     pub(crate) drafts: Vec<TokenId>,
     pub(crate) drafts_at: u32,

@@ -21,6 +21,10 @@ pub struct StepStats {
     pub decode_tokens: usize,
     /// Sequences preempted for it.
     pub preemptions: usize,
+    /// Blocks moved to host memory before it.
+    pub swapped_out_blocks: usize,
+    /// Blocks brought back from host memory for it.
+    pub swapped_in_blocks: usize,
     /// Tokens looked up in the prefix cache.
     pub prefix_queries: usize,
     /// Tokens found there.
@@ -40,6 +44,10 @@ pub struct Totals {
     pub decode_tokens: u64,
     /// See [`StepStats::preemptions`].
     pub preemptions: u64,
+    /// See [`StepStats::swapped_out_blocks`].
+    pub swapped_out_blocks: u64,
+    /// See [`StepStats::swapped_in_blocks`].
+    pub swapped_in_blocks: u64,
     /// See [`StepStats::prefix_queries`].
     pub prefix_queries: u64,
     /// See [`StepStats::prefix_hits`].
@@ -51,6 +59,8 @@ impl Totals {
         self.steps += 1;
         self.prefill_tokens += step.prefill_tokens as u64;
         self.decode_tokens += step.decode_tokens as u64;
+        self.swapped_out_blocks += step.swapped_out_blocks as u64;
+        self.swapped_in_blocks += step.swapped_in_blocks as u64;
         self.prefix_queries += step.prefix_queries as u64;
         self.prefix_hits += step.prefix_hits as u64;
     }

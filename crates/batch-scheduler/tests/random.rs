@@ -4,8 +4,8 @@
 mod common;
 
 use batch_scheduler::{
-    AddError, Fcfs, Priority, Request, SchedulerConfig, SchedulingPolicy, SeqParams, StopCriteria,
-    VictimRule, WeightedFair,
+    AddError, Fcfs, ForkError, PreemptionMode, Priority, Request, SchedulerConfig,
+    SchedulingPolicy, SeqParams, StopCriteria, VictimRule, WeightedFair,
 };
 use common::model::Params;
 use common::world::World;
@@ -34,6 +34,14 @@ fn random_world(rng: &mut StdRng) -> World {
         max_steps_in_flight: rng.random_range(1..=3),
         sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..=12)),
         watermark_blocks: *[0, 0, 1, 3].choose(rng).expect("not empty"),
+        preemption_mode: match rng.random_bool(0.5) {
+            true => PreemptionMode::Recompute,
+            false => PreemptionMode::Swap,
+        },
+    };
+    let host_blocks = match config.preemption_mode {
+        PreemptionMode::Recompute => 0,
+        PreemptionMode::Swap => rng.random_range(1..=40),
     };
     let config = SchedulerConfig {
         watermark_blocks: config.watermark_blocks.min(num_blocks - 1),
@@ -49,7 +57,7 @@ fn random_world(rng: &mut StdRng) -> World {
         2 => Box::new(WeightedFair::new().with_weight(1, 3)),
         _ => Box::new(Erratic(StdRng::seed_from_u64(rng.random()))),
     };
-    World::new(config, num_blocks, block_size, policy)
+    World::new(config, num_blocks, host_blocks, block_size, policy)
 }
 
 /// A policy without any sense; the guarantees must hold under it.
@@ -111,13 +119,41 @@ fn random_request(rng: &mut StdRng, id: u64, max_model_len: usize) -> Request<Pa
             .choose(rng)
             .expect("not empty"),
         use_prefix_cache: rng.random_bool(0.9),
+        lockstep: rng.random_bool(0.5),
         params: SeqParams::PerSequence((0..n).map(|_| params(rng)).collect()),
         ..Request::new(id, prompt, StopCriteria::max_tokens(1), params(rng))
     }
 }
 
-/// One world's life. Returns the number of operations and preemptions.
+/// Forks or rewrites some sequence, if it can be.
+fn branch(rng: &mut StdRng, world: &mut World) -> bool {
+    let Some(&of) = world.live().choose(rng) else {
+        return false;
+    };
+    let to = match rng.random_bool(0.5) {
+        true => of.1,
+        false => rng.random_range(0..6),
+    };
+    let tail: Vec<u32> = (0..rng.random_range(0..3))
+        .map(|_| rng.random_range(0..3))
+        .collect();
+    let params = Params {
+        seed: rng.random_range(0..4),
+        vocab: 5,
+        fails_at: None,
+    };
+    match world.branch(of, to, rng.random_range(0..8), &tail, params) {
+        Ok(()) => true,
+        Err(ForkError::NoSequence { .. } | ForkError::KeepOutOfRange { .. }) => {
+            panic!("{of:?} is live and keeps what it has")
+        }
+        Err(_) => false,
+    }
+}
+
+/// One world's life. Returns the number of branches.
 fn live(seed: u64, operations: usize) -> (usize, World) {
+    let mut branches = 0;
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = random_world(&mut rng);
     let max_model_len = world.scheduler.config().max_model_len;
@@ -148,9 +184,10 @@ fn live(seed: u64, operations: usize) -> (usize, World) {
                 }
                 world.launch();
             }
-            60..93 => {
+            60..90 => {
                 world.collect();
             }
+            90..93 => branches += usize::from(branch(&mut rng, &mut world)),
             93..95 => {
                 if let Some(&(id, _)) = world.live().choose(&mut rng) {
                     assert!(world.abort(id));
@@ -167,18 +204,21 @@ fn live(seed: u64, operations: usize) -> (usize, World) {
         }
     }
     world.drain(depth);
-    (operations, world)
+    (branches, world)
 }
 
 #[test]
 fn tokens_are_those_of_a_sequential_run() {
     let (mut operations, mut preemptions, mut copies, mut accepted, mut hits) = (0, 0, 0, 0, 0);
+    let (mut branches, mut swapped) = (0, 0);
     for seed in 0..700 {
         let result = std::panic::catch_unwind(|| live(seed, 150));
-        let Ok((done, world)) = result else {
+        let Ok((branched, world)) = result else {
             panic!("seed {seed}");
         };
-        operations += done;
+        operations += 150;
+        branches += branched;
+        swapped += world.runner.swapped;
         preemptions += world.preemptions;
         copies += world.runner.copies;
         accepted += world.runner.accepted;
@@ -189,5 +229,7 @@ fn tokens_are_those_of_a_sequential_run() {
     assert!(preemptions > 1_000, "{preemptions} preemptions");
     assert!(copies > 1_000, "{copies} copies");
     assert!(accepted > 1_000, "{accepted} accepted drafts");
+    assert!(branches > 500, "{branches} forks and rewrites");
+    assert!(swapped > 500, "{swapped} blocks swapped in");
     assert!(hits > 10_000, "{hits} prefix hits");
 }

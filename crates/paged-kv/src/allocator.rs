@@ -1,6 +1,7 @@
 //! What a scheduler asks of a KV cache.
 
 use crate::ids::{BlockCopy, BlockSize, Salt, TokenId};
+use crate::swap::{SwapIn, SwapOut, SwappedTable};
 use crate::table::BlockTable;
 
 /// What [`KvAllocator::allocate`] returns.
@@ -105,4 +106,52 @@ pub trait KvAllocator {
     /// # Panics
     /// If the table is another manager's.
     fn free(&mut self, table: BlockTable);
+
+    /// Blocks of the host tier; 0 if there is none. An allocator that has one implements the
+    /// three methods below too.
+    fn num_host_blocks(&self) -> usize {
+        0
+    }
+
+    /// Frees a table after moving the keys and values of its first `num_computed` tokens to the
+    /// host; pushes which blocks to move. `Err` returns the table: the host has no room (or there
+    /// is no host tier), nothing changed. Blocks that are published stay findable on the device as
+    /// after [`free`](Self::free).
+    ///
+    /// # Panics
+    /// If the table is another manager's, or has no room for `num_computed`.
+    fn swap_out(
+        &mut self,
+        table: BlockTable,
+        num_computed: usize,
+        moves: &mut Vec<SwapOut>,
+    ) -> Result<SwappedTable, BlockTable> {
+        let _ = (num_computed, moves);
+        Err(table)
+    }
+
+    /// A table with the sequence's keys and values and room for `reserve` tokens in all; pushes
+    /// which blocks to move. `tokens` is the whole sequence. What of it is in the prefix cache is
+    /// shared, not moved. `Err` returns the swapped table: does not fit, nothing changed.
+    ///
+    /// # Panics
+    /// If the table is another manager's, or `tokens` is shorter than what it holds.
+    fn swap_in(
+        &mut self,
+        swapped: SwappedTable,
+        tokens: &[TokenId],
+        reserve: usize,
+        moves: &mut Vec<SwapIn>,
+    ) -> Result<BlockTable, SwappedTable> {
+        let _ = (tokens, reserve, moves);
+        Err(swapped)
+    }
+
+    /// Gives the host blocks of a sequence back that will not go on.
+    ///
+    /// # Panics
+    /// If the table is another manager's.
+    fn discard(&mut self, swapped: SwappedTable) {
+        drop(swapped);
+    }
 }

@@ -32,7 +32,7 @@ impl Config {
     }
 
     /// For host buffers of `blocks` blocks, into which
-    /// [`swap_out`](crate::BlockManager::swap_out) moves sequences. None by default.
+    /// [`swap_out`](crate::KvAllocator::swap_out) moves sequences. None by default.
     pub fn host_blocks(mut self, blocks: u32) -> Self {
         self.host_blocks = blocks;
         self

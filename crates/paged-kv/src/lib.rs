@@ -80,7 +80,7 @@
 //! | sample several answers to a prompt, beams | [`fork`](KvAllocator::fork), [`extend`](KvAllocator::extend) |
 //! | keep tenants, adapters, images apart | [`Salt`] |
 //! | attend to a sliding window | [`reclaim_before`](KvAllocator::reclaim_before) |
-//! | preempt without computing again | [`swap_out`](BlockManager::swap_out), [`swap_in`](BlockManager::swap_in) |
+//! | preempt without computing again | [`swap_out`](KvAllocator::swap_out), [`swap_in`](KvAllocator::swap_in) |
 //! | follow the cache from a router | [`CacheObserver`] |
 //! | report metrics, draw the pool | [`usage`](BlockManager::usage), [`block_map`](BlockManager::block_map) |
 //!
@@ -105,10 +105,12 @@
 //! # Order of work on the device
 //!
 //! Blocks change hands within a step, so their contents must move in the order in which the manager
-//! was called: the step's [`BlockCopy`]s (or [`Transfer`]s) in the order in which they were pushed,
-//! then the writes of the step. [`publish`](KvAllocator::publish) what has been *computed*; with
-//! several steps in flight, free a table when the last step that reads it has been launched on the
-//! same queue or has finished.
+//! was called: the step's [`BlockCopy`]s, [`SwapOut`]s and [`SwapIn`]s in the order in which they
+//! were pushed, then the writes of the step. (Two lists may be carried out one after the other
+//! where no entry of one touches a block of the other, or where all of one were pushed before the
+//! other's.) [`publish`](KvAllocator::publish) what has been *computed*; with several steps in
+//! flight, free a table when the last step that reads it has been launched on the same queue or has
+//! finished.
 //!
 //! # Versions
 //!
@@ -139,7 +141,7 @@ pub use config::{Config, ConfigError};
 pub use events::{CacheObserver, Stored};
 pub use ids::{BlockCopy, BlockHash, BlockId, BlockSize, Salt, TokenId};
 pub use manager::BlockManager;
-pub use swap::{HostBlockId, SwappedTable, Transfer};
+pub use swap::{HostBlockId, SwapIn, SwapOut, SwappedTable};
 pub use table::BlockTable;
 pub use usage::{BlockState, Usage};
 

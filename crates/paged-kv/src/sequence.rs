@@ -7,6 +7,7 @@ use crate::events::CacheObserver;
 use crate::ids::{BlockCopy, BlockId, BlockSize, Salt, TokenId};
 use crate::manager::BlockManager;
 use crate::prefix::Refusal;
+use crate::swap::{SwapIn, SwapOut, SwappedTable};
 use crate::table::BlockTable;
 
 /// The tokens whose keys and values may come from the cache: one is left to compute logits from.
@@ -152,6 +153,33 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
             self.release(block);
         }
         self.tables -= 1;
+    }
+
+    fn num_host_blocks(&self) -> usize {
+        self.host.size
+    }
+
+    fn swap_out(
+        &mut self,
+        table: BlockTable,
+        num_computed: usize,
+        moves: &mut Vec<SwapOut>,
+    ) -> Result<SwappedTable, BlockTable> {
+        self.move_out(table, num_computed, moves)
+    }
+
+    fn swap_in(
+        &mut self,
+        swapped: SwappedTable,
+        tokens: &[TokenId],
+        reserve: usize,
+        moves: &mut Vec<SwapIn>,
+    ) -> Result<BlockTable, SwappedTable> {
+        self.move_in(swapped, tokens, reserve, moves)
+    }
+
+    fn discard(&mut self, swapped: SwappedTable) {
+        self.give_up(swapped);
     }
 }
 

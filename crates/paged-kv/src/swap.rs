@@ -2,7 +2,7 @@
 
 use crate::allocator::KvAllocator;
 use crate::events::CacheObserver;
-use crate::ids::{BlockCopy, BlockId, Salt, TokenId};
+use crate::ids::{BlockId, Salt, TokenId};
 use crate::manager::BlockManager;
 use crate::table::BlockTable;
 
@@ -12,39 +12,38 @@ use crate::table::BlockTable;
 pub struct HostBlockId(u32);
 
 impl HostBlockId {
+    /// The block at `index` of the host's buffers, for plans made by hand.
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
     /// The index.
     pub const fn get(self) -> u32 {
         self.0
     }
 }
 
-/// Moves one block's keys and values, in every layer.
-///
-/// Carry a step's transfers out in the order in which they were pushed. Blocks change hands within
-/// a step, so copies that [`extend`](KvAllocator::extend) asked for before a swap go into the same
-/// list before it: `transfers.extend(copies.drain(..).map(Transfer::Copy))`.
+/// Move one block's keys and values from the device to the host, in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transfer {
-    /// Within the device.
-    Copy(BlockCopy),
-    /// From the device to the host.
-    Out {
-        /// Where to read.
-        src: BlockId,
-        /// Where to write.
-        dst: HostBlockId,
-    },
-    /// From the host to the device.
-    In {
-        /// Where to read.
-        src: HostBlockId,
-        /// Where to write.
-        dst: BlockId,
-    },
+pub struct SwapOut {
+    /// Where to read, on the device.
+    pub src: BlockId,
+    /// Where to write, on the host.
+    pub dst: HostBlockId,
+}
+
+/// Move one block's keys and values from the host to the device, in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SwapIn {
+    /// Where to read, on the host.
+    pub src: HostBlockId,
+    /// Where to write, on the device.
+    pub dst: BlockId,
 }
 
 /// A sequence whose keys and values are in host memory. Like a [`BlockTable`] it is the right to
-/// its blocks: it goes back with [`BlockManager::swap_in`] or [`BlockManager::discard`].
+/// its blocks: it goes back with [`KvAllocator::swap_in`](crate::KvAllocator::swap_in) or
+/// [`KvAllocator::discard`](crate::KvAllocator::discard).
 #[derive(Debug)]
 #[must_use = "a swapped table that is dropped leaks its host blocks"]
 pub struct SwappedTable {
@@ -84,18 +83,11 @@ impl HostPool {
 }
 
 impl<O: CacheObserver> BlockManager<O> {
-    /// Frees a table after moving the keys and values of its first `num_computed` tokens to the
-    /// host; pushes which blocks to move. `Err` returns the table: the host has no room, nothing
-    /// changed. Blocks that are published stay findable on the device as after
-    /// [`free`](KvAllocator::free).
-    ///
-    /// # Panics
-    /// If the table is another manager's, or has no room for `num_computed`.
-    pub fn swap_out(
+    pub(crate) fn move_out(
         &mut self,
         table: BlockTable,
         num_computed: usize,
-        transfers: &mut Vec<Transfer>,
+        moves: &mut Vec<SwapOut>,
     ) -> Result<SwappedTable, BlockTable> {
         self.check_owner(&table);
         let end = self.block_size.blocks_for(num_computed);
@@ -111,7 +103,7 @@ impl<O: CacheObserver> BlockManager<O> {
         };
         let blocks = self.host.free.split_off(left);
         let pairs = moved.iter().zip(&blocks);
-        transfers.extend(pairs.map(|(&src, &dst)| Transfer::Out { src, dst }));
+        moves.extend(pairs.map(|(&src, &dst)| SwapOut { src, dst }));
         let swapped = SwappedTable {
             blocks,
             reclaimed,
@@ -124,18 +116,12 @@ impl<O: CacheObserver> BlockManager<O> {
         Ok(swapped)
     }
 
-    /// A table with the sequence's keys and values and room for `reserve` tokens in all; pushes
-    /// which blocks to move. `tokens` is the whole sequence. What of it is in the prefix cache is
-    /// shared, not moved. `Err` returns the swapped table: does not fit, nothing changed.
-    ///
-    /// # Panics
-    /// If the table is another manager's, or `tokens` is shorter than what it holds.
-    pub fn swap_in(
+    pub(crate) fn move_in(
         &mut self,
         swapped: SwappedTable,
         tokens: &[TokenId],
         reserve: usize,
-        transfers: &mut Vec<Transfer>,
+        moves: &mut Vec<SwapIn>,
     ) -> Result<BlockTable, SwappedTable> {
         self.check_swapped(&swapped);
         let held = swapped.num_computed;
@@ -160,19 +146,15 @@ impl<O: CacheObserver> BlockManager<O> {
         }
         let behind = swapped.reclaimed + found;
         let moved = swapped.blocks[found..].iter().zip(&blocks[behind..]);
-        transfers.extend(moved.map(|(&src, &dst)| Transfer::In { src, dst }));
+        moves.extend(moved.map(|(&src, &dst)| SwapIn { src, dst }));
         let mut table = self.new_table(blocks, swapped.salt);
         table.reclaimed = swapped.reclaimed;
         self.stand(&mut table, behind);
-        self.discard(swapped);
+        self.give_up(swapped);
         Ok(table)
     }
 
-    /// Gives the host blocks of a sequence back that will not go on.
-    ///
-    /// # Panics
-    /// If the table is another manager's.
-    pub fn discard(&mut self, swapped: SwappedTable) {
+    pub(crate) fn give_up(&mut self, swapped: SwappedTable) {
         self.check_swapped(&swapped);
         self.host.free.extend(swapped.blocks.iter().rev());
         self.swapped -= 1;

@@ -106,7 +106,9 @@ impl Bench {
                     Vec::new()
                 },
                 admitted: Vec::new(),
+                swap_outs: Vec::new(),
                 copies: Vec::new(),
+                swap_ins: Vec::new(),
                 new_blocks: Vec::new(),
                 drafts: Vec::new(),
                 rows: Vec::new(),

@@ -1,6 +1,6 @@
 //! Waiting sequences that enter a step.
 
-use paged_kv::KvAllocator;
+use paged_kv::{KvAllocator, SwappedTable};
 
 use crate::plan::{AdmittedSeq, SlotId};
 use crate::scheduler::Scheduler;
@@ -37,28 +37,55 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         }
         let available = self.kv.num_available();
         let total = seq.tokens.len();
+        let swapped = seq.swapped.as_ref().map(SwappedTable::num_computed);
         if !self.config.enable_chunked_prefill && total > draft.budget {
-            let cached = match seq.use_cache {
-                true => self.kv.match_prefix(&seq.tokens, seq.salt),
-                false => 0,
+            let cached = match (swapped, seq.use_cache) {
+                (Some(held), _) => held,
+                (None, true) => self.kv.match_prefix(&seq.tokens, seq.salt),
+                (None, false) => 0,
             };
             if total - cached > draft.budget {
                 return false;
             }
         }
-        let allocation = self
-            .kv
-            .allocate(&seq.tokens, seq.salt, seq.use_cache, total);
-        let Some(allocation) = allocation else {
-            self.turned_away = Some((seq.order, available));
-            return false;
+        let keep_free = match self.running.is_empty() {
+            true => 0,
+            false => self.config.watermark_blocks,
         };
-        let (mut table, cached) = (allocation.table, allocation.num_cached);
-        if !self.running.is_empty() && self.kv.num_available() < self.config.watermark_blocks {
-            self.kv.free(table);
-            self.turned_away = Some((seq.order, available));
-            return false;
-        }
+        let swap_ins = draft.plan.swap_ins.len();
+        let (mut table, cached) = if let Some(swapped) = seq.swapped.take() {
+            let held = swapped.num_computed();
+            // What came back cannot be sent away again in the same step: look before.
+            let most = total.div_ceil(self.block_size as usize);
+            let moved = match available < most + keep_free && keep_free > 0 {
+                true => Err(swapped),
+                false => self
+                    .kv
+                    .swap_in(swapped, &seq.tokens, total, &mut draft.plan.swap_ins),
+            };
+            match moved {
+                Ok(table) => (table, held),
+                Err(swapped) => {
+                    seq.swapped = Some(swapped);
+                    self.turned_away = Some((seq.order, available));
+                    return false;
+                }
+            }
+        } else {
+            let allocation = self
+                .kv
+                .allocate(&seq.tokens, seq.salt, seq.use_cache, total);
+            let Some(allocation) = allocation else {
+                self.turned_away = Some((seq.order, available));
+                return false;
+            };
+            if self.kv.num_available() < keep_free {
+                self.kv.free(allocation.table);
+                self.turned_away = Some((seq.order, available));
+                return false;
+            }
+            (allocation.table, allocation.num_cached)
+        };
         let mut len = (total - cached).min(draft.budget);
         if self.config.long_prefill_token_threshold > 0 && self.config.enable_chunked_prefill {
             len = len.min(self.config.long_prefill_token_threshold);
@@ -67,6 +94,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let copies = &mut draft.plan.copies;
         let Some(grown) = self.kv.extend(&mut table, cached, cached + len, copies) else {
             self.kv.free(table);
+            draft.plan.swap_ins.truncate(swap_ins);
             self.turned_away = Some((seq.order, available));
             return false;
         };
@@ -81,12 +109,13 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let seq = &mut self.seqs[key];
         seq.status = Status::Running;
         seq.slot = slot;
+        seq.announced = true;
         seq.table = Some(table);
         seq.computed = cached as u32;
         seq.done = cached as u32;
         seq.reclaim_at = first_reclaim;
         seq.cached.get_or_insert(cached as u32);
-        if seq.use_cache {
+        if seq.use_cache && swapped.is_none() {
             draft.stats.prefix_queries += total;
             draft.stats.prefix_hits += cached;
         }

@@ -2,6 +2,7 @@
 
 use paged_kv::KvAllocator;
 
+use crate::config::PreemptionMode;
 use crate::event::{Event, FinishReason, Usage};
 use crate::plan::SlotId;
 use crate::request::RequestId;
@@ -101,6 +102,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         match seq.status {
             Status::Waiting => {
                 self.waiting.remove(seq.queue, seq.order);
+                if let Some(swapped) = seq.swapped.take() {
+                    self.kv.discard(swapped);
+                }
                 self.seqs.remove(key);
             }
             Status::Running => {
@@ -140,7 +144,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         });
     }
 
-    /// Sends a running sequence back to waiting; its keys and values are given up.
+    /// Sends a running sequence back to waiting; its keys and values are given up or go to the
+    /// host.
     pub(super) fn preempt(&mut self, at: usize) {
         let key = self.running.remove(at);
         let seq = &mut self.seqs[key];
@@ -170,11 +175,25 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     fn vacate(&mut self, key: u32) {
         let seq = &mut self.seqs[key];
         self.departing -= 1;
-        self.released.push(SlotId(seq.slot));
+        if std::mem::take(&mut seq.announced) {
+            self.released.push(SlotId(seq.slot));
+        }
         self.free_slots.push(seq.slot);
         self.slot_owner[seq.slot as usize] = u32::MAX;
         if let Some(table) = seq.table.take() {
-            self.kv.free(table);
+            let swap = self.config.preemption_mode == PreemptionMode::Swap
+                && seq.status == Status::Yielding
+                && seq.done > 0;
+            let moved = match swap {
+                true => self
+                    .kv
+                    .swap_out(table, seq.done as usize, &mut self.swap_outs),
+                false => Err(table),
+            };
+            match moved {
+                Ok(swapped) => seq.swapped = Some(swapped),
+                Err(table) => self.kv.free(table),
+            }
         }
         if seq.status == Status::Leaving {
             self.seqs.remove(key);

@@ -2,6 +2,7 @@
 
 mod admit;
 mod apply;
+mod fork;
 mod leave;
 mod running;
 mod step;
@@ -10,11 +11,11 @@ mod views;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use paged_kv::{KvAllocator, TokenId};
+use paged_kv::{KvAllocator, SwapOut, TokenId};
 use smallvec::SmallVec;
 
 use crate::arena::Arena;
-use crate::config::{ConfigError, SchedulerConfig};
+use crate::config::{ConfigError, PreemptionMode, SchedulerConfig};
 use crate::plan::SlotId;
 use crate::policy::{Candidate, Fcfs, RequestInfo, SchedulingPolicy};
 use crate::request::{AddError, Request, RequestId, SeqParams};
@@ -24,6 +25,7 @@ use crate::stats::{StepStats, Totals};
 use crate::waiting::{Order, Waiting};
 
 pub use apply::ApplyError;
+pub use fork::ForkError;
 
 /// Decides, step by step, which tokens of which sequences the model computes. The crate's front
 /// page tells how it works and shows the loop around it.
@@ -56,6 +58,8 @@ pub struct Scheduler<K: KvAllocator, P: Clone> {
     departing: usize,
     /// Slots given up since the last plan.
     released: Vec<SlotId>,
+    /// Blocks of sequences that were preempted since the last plan.
+    swap_outs: Vec<SwapOut>,
     /// The head of the queue that found no room, and how many blocks were available then.
     turned_away: Option<(Order, usize)>,
     in_flight: VecDeque<Record>,
@@ -81,6 +85,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     ) -> Result<Self, ConfigError> {
         let blocks = kv.num_available();
         config.validate(blocks)?;
+        if config.preemption_mode == PreemptionMode::Swap && kv.num_host_blocks() == 0 {
+            return Err(ConfigError::NoHostBlocks);
+        }
         let block_size = kv.block_size().get();
         let slots = config.max_num_seqs as u32;
         Ok(Self {
@@ -99,6 +106,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             stale: false,
             departing: 0,
             released: Vec::new(),
+            swap_outs: Vec::new(),
             turned_away: None,
             in_flight: VecDeque::with_capacity(config.max_steps_in_flight),
             spares: Spares::default(),
@@ -177,6 +185,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let key = self.seqs.insert(Seq {
             status: Status::Waiting,
             speculating: false,
+            lockstep: request.lockstep,
+            announced: false,
             slot: u32::MAX,
             computed: 0,
             done: 0,
@@ -186,6 +196,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             num_prompt,
             reclaim_at: u32::MAX,
             table: None,
+            swapped: None,
             drafts: Vec::new(),
             drafts_at: 0,
             stop_from,

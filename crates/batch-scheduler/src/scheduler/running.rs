@@ -21,7 +21,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             let seq = &mut self.seqs[key];
             let wanted = seq.wanted();
             // With its last token in flight it may be as long as it gets, or of unknown length.
-            if seq.speculating || (seq.sampling > 0 && wanted >= seq.limit) {
+            if seq.speculating || (seq.sampling > 0 && (seq.lockstep || wanted >= seq.limit)) {
                 continue;
             }
             // Whatever a prompt or drafts take, one token is left for everyone behind.
@@ -134,6 +134,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 let key = self.seqs.insert(Seq {
                     status: Status::Running,
                     speculating: false,
+                    lockstep: of.lockstep,
+                    announced: true,
                     slot,
                     computed: prompt,
                     done: prompt,
@@ -144,6 +146,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     reclaim_at: self.first_reclaim(),
                     tokens: of.tokens.clone(),
                     table: Some(table),
+                    swapped: None,
                     drafts: Vec::new(),
                     drafts_at: 0,
                     stop_from: of.stop_from,

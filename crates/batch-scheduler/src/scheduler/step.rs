@@ -2,7 +2,7 @@
 
 use paged_kv::{BlockTable, KvAllocator};
 
-use crate::plan::{Row, SampleRow, SlotId, StepPlan};
+use crate::plan::{AdmittedSeq, Row, SampleRow, SlotId, StepPlan};
 use crate::scheduler::Scheduler;
 use crate::sequence::Seq;
 use crate::stats::StepStats;
@@ -55,7 +55,7 @@ pub(super) struct Draft<P> {
     pub(super) forking: Vec<(u32, u32)>,
 }
 
-impl<P> Draft<P> {
+impl<P: Clone> Draft<P> {
     /// Adds a row of `len` tokens, `drafts` of them drafts, and its sample if nothing of the
     /// sequence is left to compute. The table is extended already, from entry `table_at` on.
     #[inline]
@@ -67,6 +67,9 @@ impl<P> Draft<P> {
         len: u32,
         drafts: u32,
     ) {
+        if !seq.announced {
+            self.announce(seq);
+        }
         let plan = &mut self.plan;
         let blocks_from = plan.new_blocks.len() as u32;
         let blocks = seq.table.as_ref().map_or(&[][..], BlockTable::blocks);
@@ -107,6 +110,22 @@ impl<P> Draft<P> {
             }
             self.push_sample(key, seq, row);
         }
+    }
+
+    /// Tells the runner of a sequence that was given its slot between steps.
+    #[cold]
+    fn announce(&mut self, seq: &mut Seq<P>) {
+        seq.announced = true;
+        let blocks = seq.table.as_ref().map_or(&[][..], BlockTable::blocks);
+        self.plan.admitted.push(AdmittedSeq {
+            slot: SlotId(seq.slot),
+            tokens: seq.tokens.clone(),
+            num_prompt: seq.num_prompt,
+            num_computed: seq.computed,
+            blocks: blocks.to_vec(),
+            index: seq.index,
+            params: seq.params.clone(),
+        });
     }
 
     #[inline]
@@ -153,19 +172,16 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
 
     fn begin(&mut self) -> Draft<P> {
         let mut plan = self.spares.plans.pop().unwrap_or_else(|| StepPlan {
-            step: 0,
-            released: Vec::new(),
-            admitted: Vec::new(),
-            copies: Vec::new(),
-            new_blocks: Vec::new(),
-            drafts: Vec::new(),
             rows: Vec::with_capacity(self.running.len()),
             samples: Vec::with_capacity(self.running.len()),
+            ..StepPlan::default()
         });
         plan.step = self.next_step;
         plan.released.clear();
         plan.admitted.clear();
+        plan.swap_outs.clear();
         plan.copies.clear();
+        plan.swap_ins.clear();
         plan.new_blocks.clear();
         plan.drafts.clear();
         plan.rows.clear();
@@ -191,6 +207,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             return None;
         }
         std::mem::swap(&mut draft.plan.released, &mut self.released);
+        std::mem::swap(&mut draft.plan.swap_outs, &mut self.swap_outs);
+        draft.stats.swapped_out_blocks = draft.plan.swap_outs.len();
+        draft.stats.swapped_in_blocks = draft.plan.swap_ins.len();
         draft.stats.step = self.next_step;
         draft.stats.running = self.running.len();
         draft.stats.waiting = self.waiting.len();

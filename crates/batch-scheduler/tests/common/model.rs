@@ -42,15 +42,17 @@ pub enum End {
     Failed,
 }
 
-/// One sequence computed without blocks, batches or steps.
+/// One sequence computed without blocks, batches or steps, from `tokens` on, of which `num_prompt`
+/// are the prompt. Returns the whole output.
 pub fn sequential(
-    prompt: &[TokenId],
+    tokens: &[TokenId],
+    num_prompt: usize,
     stop: &StopCriteria,
     params: &Params,
     window: Option<u32>,
     max_len: usize,
 ) -> (Vec<TokenId>, End) {
-    let mut tokens = prompt.to_vec();
+    let mut tokens = tokens.to_vec();
     let mut digests: Vec<u64> = Vec::new();
     loop {
         while digests.len() < tokens.len() {
@@ -61,11 +63,11 @@ pub fn sequential(
         }
         let last = tokens.len() as u32 - 1;
         if params.fails_at.is_some_and(|at| last + 1 >= at) {
-            return (tokens.split_off(prompt.len()), End::Failed);
+            return (tokens.split_off(num_prompt), End::Failed);
         }
         let token = sample(digests[last as usize], last, params);
         tokens.push(token);
-        let output = (tokens.len() - prompt.len()) as u32;
+        let output = (tokens.len() - num_prompt) as u32;
         let end =
             if output >= stop.min_tokens && !stop.ignore_eos && stop.eos_token_ids.contains(&token)
             {
@@ -77,6 +79,6 @@ pub fn sequential(
             } else {
                 continue;
             };
-        return (tokens.split_off(prompt.len()), end);
+        return (tokens.split_off(num_prompt), end);
     }
 }

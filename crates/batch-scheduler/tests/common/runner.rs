@@ -30,16 +30,19 @@ pub struct PagedRunner {
     window: Option<u32>,
     max_batched: usize,
     memory: Vec<u64>,
+    host: Vec<u64>,
     slots: Vec<Option<Slot>>,
     launched: VecDeque<Launched>,
     next_step: u64,
     pub copies: usize,
+    pub swapped: usize,
     pub accepted: usize,
 }
 
 impl PagedRunner {
     pub fn new(
         num_blocks: usize,
+        host_blocks: usize,
         block_size: usize,
         max_num_seqs: usize,
         max_batched: usize,
@@ -50,10 +53,12 @@ impl PagedRunner {
             window,
             max_batched,
             memory: vec![0xdead_beef; num_blocks * block_size],
+            host: vec![0xdead_beef; host_blocks * block_size],
             slots: (0..max_num_seqs).map(|_| None).collect(),
             launched: VecDeque::new(),
             next_step: 0,
             copies: 0,
+            swapped: 0,
             accepted: 0,
         }
     }
@@ -91,6 +96,27 @@ impl PagedRunner {
     fn assert_unread(&self, slot: SlotId, what: &str) {
         let busy = self.launched.iter().any(|l| l.slots.contains(&slot));
         assert!(!busy, "{slot:?} {what} while a step in flight uses it");
+    }
+
+    fn swap_out(&mut self, plan: &StepPlan<Params>) {
+        for moved in &plan.swap_outs {
+            let src = moved.src.index() * self.block_size;
+            let dst = moved.dst.get() as usize * self.block_size;
+            self.host[dst..dst + self.block_size]
+                .copy_from_slice(&self.memory[src..src + self.block_size]);
+        }
+    }
+
+    fn swap_in(&mut self, plan: &StepPlan<Params>) {
+        for moved in &plan.swap_ins {
+            self.swapped += 1;
+            let src = moved.src.get() as usize * self.block_size;
+            let dst = moved.dst.index() * self.block_size;
+            for i in 0..self.block_size {
+                self.assert_writable(moved.dst, i);
+                self.memory[dst + i] = self.host[src + i];
+            }
+        }
     }
 
     fn copy_blocks(&mut self, plan: &StepPlan<Params>) {
@@ -215,7 +241,9 @@ impl ModelRunner for PagedRunner {
         assert!(tokens > 0 && tokens as usize <= self.max_batched, "budget");
         self.take_released(&plan);
         self.take_admitted(&plan);
+        self.swap_out(&plan);
         self.copy_blocks(&plan);
+        self.swap_in(&plan);
         let mut reads = HashSet::new();
         let mut slots = HashSet::new();
         let mut prompt_extras = Vec::new();

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use batch_scheduler::{
-    AddError, Event, FinishReason, ModelRunner, Request, RequestId, Scheduler, SchedulerConfig,
-    SchedulingPolicy, SeqParams,
+    AddError, Event, FinishReason, ForkError, ModelRunner, Request, RequestId, Scheduler,
+    SchedulerConfig, SchedulingPolicy, SeqParams, StopCriteria,
 };
 use paged_kv::{BlockManager, BlockSize, Config, TokenId};
 
@@ -13,6 +13,9 @@ use super::runner::PagedRunner;
 
 /// What is expected of one sequence, and what came.
 struct Expected {
+    params: Params,
+    stop: StopCriteria,
+    prompt: Vec<TokenId>,
     tokens: Vec<TokenId>,
     end: End,
     got: Vec<TokenId>,
@@ -26,7 +29,6 @@ pub struct World {
     pub runner: PagedRunner,
     tickets: VecDeque<u64>,
     expected: BTreeMap<(RequestId, u32), Expected>,
-    prompts: BTreeMap<RequestId, usize>,
     events: Vec<Event<u64>>,
     pub num_blocks: usize,
     window: Option<u32>,
@@ -35,17 +37,20 @@ pub struct World {
 }
 
 impl World {
-    /// `num_blocks` are for sequences.
+    /// `num_blocks` are for sequences. Preemption by swap needs `host_blocks`.
     pub fn new(
         config: SchedulerConfig,
         num_blocks: usize,
+        host_blocks: u32,
         block_size: u32,
         policy: Box<dyn SchedulingPolicy>,
     ) -> Self {
         let size = BlockSize::new(block_size).expect("block size");
-        let kv = BlockManager::new(Config::new(num_blocks + 1, size)).expect("pool");
+        let kv = Config::new(num_blocks + 1, size).host_blocks(host_blocks);
+        let kv = BlockManager::new(kv).expect("pool");
         let runner = PagedRunner::new(
             num_blocks + 1,
+            host_blocks as usize,
             block_size as usize,
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -57,7 +62,6 @@ impl World {
             runner,
             tickets: VecDeque::new(),
             expected: BTreeMap::new(),
-            prompts: BTreeMap::new(),
             events: Vec::new(),
             num_blocks,
             window,
@@ -73,27 +77,65 @@ impl World {
                 SeqParams::Shared(p) => *p,
                 SeqParams::PerSequence(p) => p[index as usize],
             };
-            let max_len = self.scheduler.max_len();
-            let (tokens, end) = sequential(
-                &request.prompt,
-                &request.stop,
-                &params,
-                self.window,
-                max_len,
-            );
-            self.expected.insert(
-                (request.id, index),
-                Expected {
-                    tokens,
-                    end,
-                    got: Vec::new(),
-                    extras: 0,
-                    prompt_extras: 0,
-                    finished: None,
-                },
-            );
+            let (prompt, stop) = (request.prompt.clone(), request.stop.clone());
+            let expected = self.expect(prompt, stop, params, Vec::new());
+            self.expected.insert((request.id, index), expected);
         }
-        self.prompts.insert(request.id, request.prompt.len());
+        Ok(())
+    }
+
+    /// What a sequence must come to that has said `got` so far.
+    fn expect(
+        &self,
+        prompt: Vec<TokenId>,
+        stop: StopCriteria,
+        params: Params,
+        got: Vec<TokenId>,
+    ) -> Expected {
+        let max_len = self.scheduler.max_len();
+        let said = [&prompt[..], &got].concat();
+        let (tokens, end) = sequential(&said, prompt.len(), &stop, &params, self.window, max_len);
+        Expected {
+            tokens,
+            end,
+            extras: got.len(),
+            got,
+            prompt_extras: 0,
+            finished: None,
+            params,
+            stop,
+            prompt,
+        }
+    }
+
+    /// Rewrites a sequence, or forks it if `to` names another: `keep` tokens of the output (as far
+    /// as there are) and `tail`.
+    pub fn branch(
+        &mut self,
+        (id, index): (u64, u32),
+        to: u32,
+        keep: usize,
+        tail: &[TokenId],
+        params: Params,
+    ) -> Result<(), ForkError> {
+        let id = RequestId(id);
+        let of = &self.expected[&(id, index)];
+        let keep = keep.min(of.got.len());
+        let mut got = of.got[..keep].to_vec();
+        got.extend_from_slice(tail);
+        let (prompt, stop) = (of.prompt.clone(), of.stop.clone());
+        let kept = prompt.len() + keep;
+        let (params, prompt_extras) = match to == index {
+            true => (of.params, of.prompt_extras),
+            false => (params, 0),
+        };
+        match to == index {
+            true => self.scheduler.rewrite(id, index, kept, tail)?,
+            false => self.scheduler.fork(id, index, to, kept, tail, params)?,
+        }
+        let mut expected = self.expect(prompt, stop, params, got);
+        expected.prompt_extras = prompt_extras;
+        self.expected.insert((id, to), expected);
         Ok(())
     }
 
@@ -184,7 +226,7 @@ impl World {
                     let seq = self.expected.get_mut(&(id, index)).expect("known");
                     assert!(start >= seq.prompt_extras, "{id}.{index}: reported twice");
                     seq.prompt_extras = start + extras.len() as u32;
-                    assert!(seq.prompt_extras as usize <= self.prompts[&id]);
+                    assert!(seq.prompt_extras as usize <= seq.prompt.len());
                 }
                 Event::Finished {
                     id,
@@ -195,7 +237,7 @@ impl World {
                     let seq = self.expected.get_mut(&(id, index)).expect("known");
                     assert_eq!(seq.finished, None, "{id}.{index}: ended twice");
                     assert_eq!(usage.output_tokens as usize, seq.got.len());
-                    assert_eq!(usage.prompt_tokens as usize, self.prompts[&id]);
+                    assert_eq!(usage.prompt_tokens as usize, seq.prompt.len());
                     let by_itself = match &reason {
                         FinishReason::Eos => Some(End::Eos),
                         FinishReason::StopToken(token) => Some(End::Stop(*token)),
@@ -227,7 +269,13 @@ impl World {
             assert!(seq.finished.is_some(), "{id}.{index} never ended");
         }
         assert_eq!(self.scheduler.stats().kv_used_blocks, 0, "blocks leaked");
-        assert_eq!(self.scheduler.kv().usage().tables, 0, "tables leaked");
+        let usage = self.scheduler.kv().usage();
+        assert_eq!(usage.tables, 0, "tables leaked");
+        assert_eq!(
+            (usage.swapped, usage.host_free),
+            (0, usage.host_blocks),
+            "host blocks leaked"
+        );
         assert!(self.scheduler.snapshot().is_empty());
     }
 

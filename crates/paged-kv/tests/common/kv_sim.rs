@@ -1,7 +1,7 @@
 //! KV buffers in which a slot holds a digest of all that attention would have read to fill it, so
 //! that one stale or foreign slot changes everything computed from it.
 
-use paged_kv::{BlockCopy, BlockId, HostBlockId, Salt, TokenId, Transfer};
+use paged_kv::{BlockCopy, BlockId, HostBlockId, Salt, SwapIn, SwapOut, TokenId};
 
 pub struct KvSim {
     block_size: usize,
@@ -85,19 +85,17 @@ impl KvSim {
         }
     }
 
-    pub fn transfer(&mut self, transfers: &[Transfer]) {
-        for transfer in transfers {
-            match *transfer {
-                Transfer::Copy(copy) => self.copy(&[copy]),
-                Transfer::Out { src, dst } => {
-                    let (src, dst) = (self.range(src), self.host_range(dst));
-                    self.host[dst].copy_from_slice(&self.slots[src]);
-                }
-                Transfer::In { src, dst } => {
-                    let (src, dst) = (self.host_range(src), self.range(dst));
-                    self.slots[dst].copy_from_slice(&self.host[src]);
-                }
-            }
+    pub fn swap_out(&mut self, moves: &[SwapOut]) {
+        for &SwapOut { src, dst } in moves {
+            let (src, dst) = (self.range(src), self.host_range(dst));
+            self.host[dst].copy_from_slice(&self.slots[src]);
+        }
+    }
+
+    pub fn swap_in(&mut self, moves: &[SwapIn]) {
+        for &SwapIn { src, dst } in moves {
+            let (src, dst) = (self.host_range(src), self.range(dst));
+            self.slots[dst].copy_from_slice(&self.host[src]);
         }
     }
 

@@ -137,6 +137,9 @@ impl Reader<'_> {
                     params: unsampled(prompt_logprobs != 0),
                 })
             })?,
+            // Every rank's runner refuses a plan that swaps before it gets here.
+            swap_outs: Vec::new(),
+            swap_ins: Vec::new(),
             copies: self.list(|w| {
                 let [src, dst] = w.all()?;
                 Some(BlockCopy {
@@ -227,7 +230,9 @@ mod tests {
                 step: 0,
                 released: list(rng).into_iter().map(SlotId).collect(),
                 admitted,
+                swap_outs: Vec::new(),
                 copies: Vec::new(),
+                swap_ins: Vec::new(),
                 new_blocks: blocks(list(rng)),
                 drafts: list(rng),
                 rows: rows.collect(),

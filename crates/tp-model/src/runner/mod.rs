@@ -178,6 +178,15 @@ impl ModelRunner for Runner {
     type Error = RunnerError;
 
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<StepTicket, RunnerError> {
+        if !(plan.swap_outs.is_empty() && plan.swap_ins.is_empty()) {
+            let what = "swapping KV blocks to host memory is not supported by this runner; use \
+                        PreemptionMode::Recompute"
+                .to_owned();
+            return Err(RunnerError::Plan {
+                step: plan.step,
+                what,
+            });
+        }
         match &mut self.0 {
             Kind::Host(runner) => runner.launch(plan).map(Launched::Done),
             #[cfg(feature = "cuda")]

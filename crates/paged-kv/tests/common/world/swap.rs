@@ -2,6 +2,8 @@
 
 use rand::Rng;
 
+use paged_kv::KvAllocator;
+
 use super::{Parked, Seq, World};
 
 impl World {
@@ -12,8 +14,8 @@ impl World {
             .div_ceil(self.size())
             .saturating_sub(seq.table.num_reclaimed());
         let before = self.kv.usage();
-        let mut transfers = Vec::new();
-        match self.kv.swap_out(seq.table, computed, &mut transfers) {
+        let mut moves = Vec::new();
+        match self.kv.swap_out(seq.table, computed, &mut moves) {
             Ok(table) => {
                 if let Some(model) = &mut self.model {
                     blocks.iter().rev().for_each(|&block| model.release(block));
@@ -22,7 +24,7 @@ impl World {
                     (table.num_computed(), table.num_host_blocks()),
                     (computed, used)
                 );
-                self.sim.transfer(&transfers);
+                self.sim.swap_out(&moves);
                 self.parked.push(Parked {
                     table,
                     salt: seq.salt,
@@ -31,7 +33,7 @@ impl World {
                 });
             }
             Err(table) => {
-                assert!(used > before.host_free && transfers.is_empty());
+                assert!(used > before.host_free && moves.is_empty());
                 assert_eq!(self.kv.usage(), before, "a refusal changed something");
                 self.seqs.push(Seq { table, ..seq });
             }
@@ -60,10 +62,8 @@ impl World {
             .as_ref()
             .map(|m| m.hits(&tokens[..values.len()], salt));
         let before = self.kv.usage();
-        let mut transfers = Vec::new();
-        let result = self
-            .kv
-            .swap_in(parked.table, &tokens, reserve, &mut transfers);
+        let mut moves = Vec::new();
+        let result = self.kv.swap_in(parked.table, &tokens, reserve, &mut moves);
         if let (Some(model), Some(hits)) = (&mut self.model, hits) {
             let size = self.setup.block_size as usize;
             let room = model.available() - model.unread(&tokens, salt, hits);
@@ -77,12 +77,12 @@ impl World {
                 }
             }
             if result.is_ok() {
-                assert_eq!(transfers.len(), values.len().div_ceil(size) - hits);
+                assert_eq!(moves.len(), values.len().div_ceil(size) - hits);
             }
         }
         match result {
             Ok(table) => {
-                self.sim.transfer(&transfers);
+                self.sim.swap_in(&moves);
                 self.swaps += 1;
                 self.seqs.push(Seq {
                     table,

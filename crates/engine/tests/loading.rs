@@ -61,8 +61,8 @@ fn impossible_options_are_named_with_what_would_work() {
     let dir = fixture("qwen3-headdim");
     let cases: [(Change, &str); 9] = [
         (
-            |c| c.tensor_parallel_size = 2,
-            "tensor_parallel_size: 2 is not supported",
+            |c| c.tensor_parallel_size = 0,
+            "tensor_parallel_size: must be at least 1",
         ),
         (|c| c.max_num_seqs = 0, "max_num_seqs: must be at least 1"),
         (|c| c.block_size = 0, "block_size: must be at least 1"),

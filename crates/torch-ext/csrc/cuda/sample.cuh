@@ -78,23 +78,23 @@ DEVICE int *dense_row(const u64 *blocks, int row, int vocab) {
 
 /// Loads what is known of a row and the tokens in `first..last` that are banned at its position.
 /// All threads call it. False if there is nothing to do: a padding row or an empty slot (then
-/// `row.id` is the code).
+/// `row.id`, which thread 0 may read at once, is the code).
 DEVICE bool load_row(Row &row, int at, int first, int last, const int *row_slots,
                      const int *positions, TABLES) {
-    int id = row_slots[at];
-    if (id < 0 || id >= max_slots || slots[id].live == 0) {
-        if (threadIdx.x == 0) row.id = id < 0 ? PADDING : EMPTY_SLOT;
-        __syncthreads();
-        return false;
+    int id = row_slots[at], position = positions[at];
+    bool known = id >= 0 && id < max_slots;
+    // One trip to memory: whether the slot is live is seen with the rest of it.
+    if (known && threadIdx.x < 32) {
+        ((int *)&row.slot)[threadIdx.x] = ((const int *)(slots + id))[threadIdx.x];
     }
-    if (threadIdx.x < 32) ((int *)&row.slot)[threadIdx.x] = ((const int *)(slots + id))[threadIdx.x];
-    int position = positions[at];
     if (threadIdx.x == 0) {
-        row.id = id;
         row.position = position;
         row.num_bans = 0;
     }
     __syncthreads();
+    bool live = known && row.slot.live != 0;
+    if (threadIdx.x == 0) row.id = live ? id : id < 0 ? PADDING : EMPTY_SLOT;
+    if (!live) return false;
     if (row.slot.has_aux) {
         auto ban = [&](int token) {
             if (first <= token && token < last) row.bans[atomicAdd(&row.num_bans, 1)] = token;
@@ -209,10 +209,10 @@ DEVICE void philox(u32 counter, u32 position, u32 key0, u32 key1, u32 (&out)[4])
     out[0] = x0, out[1] = x1, out[2] = x2, out[3] = x3;
 }
 
-/// The Gumbel noise of a word, exactly.
+/// The Gumbel noise of a word, exactly: `1 - u` is a double without rounding.
 DEVICE double gumbel(u32 word) {
-    double u = ((double)word + 0.5) / 4294967296.0;
-    return -log(-log1p(-u));
+    double rest = (4294967295.5 - (double)word) / 4294967296.0;
+    return -log(-log(rest));
 }
 
 /// Floats in order as integers in order; -0 is 0.

@@ -8,61 +8,82 @@
 //                     few (many equal ones, a large k) the whole row, which takes a few times longer.
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    sample_scan(INPUTS, TABLES, float *chunk_max, Stats *stats, u64 *histogram) {
+    sample_scan(INPUTS, TABLES, int slices, float *chunk_max, Stats *stats, u64 *histogram) {
     __shared__ Row row;
     __shared__ float scratch[33];
     __shared__ int bad_raw, bad;
-    int slice = blockIdx.x, slices = gridDim.x, at = blockIdx.y;
-    int thread = threadIdx.x, first = slice * SLICE;
+    int at = blockIdx.y, thread = threadIdx.x;
+    // This block's slices.
+    int each = (slices + gridDim.x - 1) / gridDim.x;
+    int slice = blockIdx.x * each, end = min(slice + each, slices);
     pdl_wait();
     pdl_launch();
     if (thread == 0) bad_raw = bad = NO_TOKEN;
     const elem *data = logits + at * stride;
     i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-    float x[2][8], most = -INF, least = INF;
-    // Under way while the slot is looked up.
+    // Under way while the slot is looked up, or the slice before it is worked on.
+    float next[2][8];
+    auto fetch = [&](int slice) {
 #pragma unroll
-    for (int g = 0; g < 2; ++g) {
-        int token = first + g * (SLICE / 2) + thread * 8;
+        for (int g = 0; g < 2; ++g) {
+            int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) x[g][i] = -INF;
-        if (token < vocab) load8(data, vocab, aligned, token, x[g]);
-    }
-    if (!load_row(row, at, first, first + SLICE, row_slots, positions, slots, aux, tail, blocks,
-                  max_slots)) {
+            for (int i = 0; i < 8; ++i) next[g][i] = -INF;
+            if (token < vocab) load8(data, vocab, aligned, token, next[g]);
+        }
+    };
+    if (slice < end) fetch(slice);
+    if (!load_row(row, at, slice * SLICE, end * SLICE, row_slots, positions, slots, aux, tail,
+                  blocks, max_slots)) {
         return;
     }
-    for (int i = slice * THREADS + thread; i < BUCKETS; i += slices * THREADS) {
+    for (int i = blockIdx.x * THREADS + thread; i < BUCKETS; i += gridDim.x * THREADS) {
         histogram[(i64)at * BUCKETS + i] = 0;
     }
     Edits edits(row, blocks, vocab);
     bool edited = edits.any(row);
+    for (; slice < end; ++slice) {
+        int first = slice * SLICE;
+        float x[2][8], most = -INF, least = INF;
 #pragma unroll
-    for (int g = 0; g < 2; ++g) {
-        int token = first + g * (SLICE / 2) + thread * 8;
-        float here = -INF;
-        if (token < vocab) {
-            int found = first_bad(x[g], token);
-            if (found != NO_TOKEN) atomicMin(&bad_raw, found);
-            if (edited) {
-                edits.apply(row, token, x[g]);
-                found = first_bad(x[g], token);
-                if (found != NO_TOKEN) atomicMin(&bad, found);
-            }
+        for (int g = 0; g < 2; ++g) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                here = fmaxf(here, x[g][i]);
-                if (token + i < vocab) least = fminf(least, x[g][i]);
-            }
-            most = fmaxf(most, here);
+            for (int i = 0; i < 8; ++i) x[g][i] = next[g][i];
         }
+        if (slice + 1 < end) fetch(slice + 1);
 #pragma unroll
-        for (int d = 1; d < 8; d *= 2) here = fmaxf(here, __shfl_xor_sync(FULL_WARP, here, d));
-        if (thread % 8 == 0 && token < vocab) chunk_max[at * chunks + token / CHUNK] = here;
+        for (int g = 0; g < 2; ++g) {
+            int token = first + g * (SLICE / 2) + thread * 8;
+            float here = -INF;
+            if (token < vocab) {
+                int found = first_bad(x[g], token);
+                if (found != NO_TOKEN) atomicMin(&bad_raw, found);
+                if (edited) {
+                    edits.apply(row, token, x[g]);
+                    found = first_bad(x[g], token);
+                    if (found != NO_TOKEN) atomicMin(&bad, found);
+                }
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    here = fmaxf(here, x[g][i]);
+                    if (token + i < vocab) least = fminf(least, x[g][i]);
+                }
+                most = fmaxf(most, here);
+            }
+#pragma unroll
+            for (int d = 1; d < 8; d *= 2) here = fmaxf(here, __shfl_xor_sync(FULL_WARP, here, d));
+            if (thread % 8 == 0 && token < vocab) chunk_max[at * chunks + token / CHUNK] = here;
+        }
+        most = block_max(most, scratch);
+        least = -block_max(-least, scratch);
+        if (thread == 0) stats[(i64)at * slices + slice] = {most, least, NO_TOKEN, NO_TOKEN};
     }
-    most = block_max(most, scratch);
-    least = -block_max(-least, scratch);
-    if (thread == 0) stats[(i64)at * slices + slice] = {most, least, bad_raw, bad};
+    __syncthreads();
+    // Of all this block's slices: only the row's first counts.
+    if (thread == 0 && (bad_raw != NO_TOKEN || bad != NO_TOKEN)) {
+        Stats *last = stats + (i64)at * slices + end - 1;
+        last->bad_raw = bad_raw, last->bad = bad;
+    }
 }
 
 /// `exp(x)` of numbers just below 0, to 1e-13.
@@ -147,14 +168,24 @@ struct Shared {
     Row row;
     Stats all;
     float threshold;
-    int found;
+    int found, listed;
+    u32 least, most;
     u32 keys[MOST];
+    u16 list[MOST_CHUNKS];
     int counts[THREADS / 32][3], count[3];
     double sums[THREADS / 32][3], sum[3];
     double scan[THREADS / 32];
-    double above, target;
+    double above;
     int bucket;
 };
+
+// This kernel is one block's work from start to end, so its time is latency, and code that was not
+// run before has to be fetched: what is long and not hot is called rather than inlined.
+__device__ __noinline__ double exp_far(double x) { return exp(x); }
+__device__ __noinline__ void apply_far(const Edits &edits, const Row &row, int token,
+                                       float (&x)[8]) {
+    edits.apply(row, token, x);
+}
 
 DEVICE double warp_total(double x) {
 #pragma unroll
@@ -163,12 +194,12 @@ DEVICE double warp_total(double x) {
 }
 DEVICE int warp_total(int x) { return __reduce_add_sync(FULL_WARP, x); }
 
-/// Three sums over the thread block, in a fixed order.
-template <typename T> DEVICE void block_total(T (&x)[3], T (*parts)[3], T *total) {
+/// Three sums over the thread block, in a fixed order. Warps that are not `active` have zeros.
+template <typename T> DEVICE void block_total(T (&x)[3], T (*parts)[3], T *total, bool active) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
-        x[j] = warp_total(x[j]);
+        if (active) x[j] = warp_total(x[j]);
         if (lane == 0) parts[warp][j] = x[j];
     }
     __syncthreads();
@@ -184,52 +215,77 @@ template <typename T> DEVICE void block_total(T (&x)[3], T (*parts)[3], T *total
     for (int j = 0; j < 3; ++j) x[j] = total[j];
 }
 
+/// Three keys that divide `low + 1..=high`, and what is left of it when sums are known: the largest
+/// key from which on the sum of all keys is at least `target` lies in `low..=high`.
+DEVICE void divide(u32 low, u32 high, u32 (&key)[3]) {
+    u32 span = high - low;
+#pragma unroll
+    for (u32 j = 0; j < 3; ++j) {
+        u32 step = (u32)(((u64)span * (j + 1) + 3) / 4);
+        key[j] = low + (step > 0 ? step : 1);
+    }
+}
+template <typename T>
+DEVICE void narrow(u32 &low, u32 &high, const u32 (&key)[3], const T (&sum)[3], T target) {
+    u32 last = high;
+    high = key[0] - 1;
+#pragma unroll
+    for (int j = 0; j < 3; ++j) {
+        if (sum[j] >= target) low = key[j], high = j < 2 ? key[j + 1] - 1 : last;
+    }
+}
+
 /// The largest key in `low..=high` for which the sum over all keys from it on is at least `target`
 /// (that of `low` is). `sums(keys, out)` gives the sums for three keys at once.
 template <typename T, typename Sums>
 DEVICE u32 search(u32 low, u32 high, T target, const Sums &sums) {
+#pragma unroll 1
     while (low < high) {
-        u32 span = high - low, key[3];
-#pragma unroll
-        for (u32 j = 0; j < 3; ++j) {
-            u32 step = (u32)(((u64)span * (j + 1) + 3) / 4);
-            key[j] = low + (step > 0 ? step : 1);
-        }
+        u32 key[3];
+        divide(low, high, key);
         T sum[3] = {0, 0, 0};
         sums(key, sum);
-        u32 next_low = low, next_high = key[0] - 1;
-#pragma unroll
-        for (int j = 0; j < 3; ++j) {
-            if (sum[j] >= target) next_low = key[j], next_high = j < 2 ? key[j + 1] - 1 : high;
-        }
-        low = next_low, high = next_high;
+        narrow(low, high, key, sum, target);
     }
     return low;
 }
 
-/// Calls `f(logits)` with every eight processed logits of chunks of which `wanted(maximum)`.
+/// Calls `f(logits)` with every eight processed logits of the chunks of which `wanted(maximum)`.
 template <typename Wanted, typename F>
-DEVICE void for_each8(const elem *data, int vocab, int aligned, const float *chunk_max,
-                      const Row &row, const Edits &edits, const Wanted &wanted, const F &f) {
-    const int AT_ONCE = 4;
-    for (int base = threadIdx.x * 8; base < vocab; base += AT_ONCE * THREADS * 8) {
-        float x[AT_ONCE][8];
-        bool live[AT_ONCE];
+DEVICE void visit(Shared &shared, const elem *data, int vocab, int aligned, const float *chunk_max,
+                  const Edits &edits, bool edited, const Wanted &wanted, const F &f) {
+    int thread = threadIdx.x, chunks = (vocab + CHUNK - 1) / CHUNK;
+    __syncthreads();
+    if (thread == 0) shared.listed = 0;
+    __syncthreads();
+#pragma unroll 4
+    for (int chunk = thread; chunk < chunks; chunk += THREADS) {
+        if (wanted(chunk_max[chunk])) shared.list[atomicAdd(&shared.listed, 1)] = (u16)chunk;
+    }
+    __syncthreads();
+    int groups = shared.listed * 8;
+    auto token_of = [&](int group) { return shared.list[group / 8] * CHUNK + group % 8 * 8; };
+    float next[8];
+    if (thread < groups) load8(data, vocab, aligned, token_of(thread), next);
+#pragma unroll 1
+    for (int group = thread; group < groups; group += THREADS) {
+        float x[8];
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            int token = base + j * THREADS * 8;
-            live[j] = token < vocab && wanted(chunk_max[token / CHUNK]);
+        for (int i = 0; i < 8; ++i) x[i] = next[i];
+        int token = token_of(group);
+        if (group + THREADS < groups) {
+            load8(data, vocab, aligned, token_of(group + THREADS), next);
         }
+        if (token >= vocab) continue;
+        if (edited) {
+            float y[8];
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            if (live[j]) load8(data, vocab, aligned, base + j * THREADS * 8, x[j]);
-        }
+            for (int i = 0; i < 8; ++i) y[i] = x[i];
+            apply_far(edits, shared.row, token, y);
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            if (!live[j]) continue;
-            edits.apply(row, base + j * THREADS * 8, x[j]);
-            f(x[j]);
+            for (int i = 0; i < 8; ++i) x[i] = y[i];
         }
+        f(x);
     }
 }
 
@@ -237,21 +293,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sample_select(INPUTS, TABLES, int slices, const float *all_chunk_max, const Stats *stats,
                   const u64 *histogram, Selected *selected) {
     __shared__ Shared shared;
-    int at = blockIdx.x, thread = threadIdx.x;
+    int at = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     pdl_wait();
     pdl_launch();
-    Row &row = shared.row;
-    if (!load_row(row, at, 0, vocab, row_slots, positions, slots, aux, tail, blocks, max_slots)) {
+    if (!load_row(shared.row, at, 0, vocab, row_slots, positions, slots, aux, tail, blocks,
+                  max_slots)) {
         return;
     }
-    const Slot &slot = row.slot;
-    if (thread < 32) {
+    const Slot &slot = shared.row.slot;
+    if (warp == 0) {
         Stats s = row_stats(stats + (i64)at * slices, slices);
         float t = -INF;
         if (row_error(s) == 0 && !is_greedy(slot) && slot.ln_min_p > -1e300) {
             t = min_p_threshold(s.max, (double)slot.temperature, slot.ln_min_p);
         }
-        if (thread == 0) shared.all = s, shared.threshold = t, shared.found = 0;
+        if (lane == 0) {
+            shared.all = s, shared.threshold = t;
+            shared.found = 0, shared.least = 0xffffffffu, shared.most = 0;
+            shared.bucket = BUCKETS, shared.above = 0.0;
+        }
     }
     __syncthreads();
     const Stats all = shared.all;
@@ -265,197 +325,185 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
 
     const elem *data = logits + at * stride;
-    Edits edits(row, blocks, vocab);
-    int chunks = (vocab + CHUNK - 1) / CHUNK;
+    Edits edits(shared.row, blocks, vocab);
+    bool edited = edits.any(shared.row);
+    int chunks = (vocab + CHUNK - 1) / CHUNK, k = slot.top_k;
     const float *chunk_max = all_chunk_max + (i64)at * chunks;
     const u32 top = key_of(all.max);
     const double inverse = 1.0 / (double)slot.temperature;
     auto weight = [&](u32 key) {
-        return exp(((double)float_of(key) - (double)all.max) * inverse);
+        return exp_far(((double)float_of(key) - (double)all.max) * inverse);
     };
-    u32 keys[EACH];
-    /// Whether `keys` are all logits from `threshold` on. A key of 0 is none.
-    bool gathered = false;
-    auto gather = [&](auto wanted_chunk, auto wanted) {
-        for_each8(data, vocab, aligned, chunk_max, row, edits, wanted_chunk,
-                  [&](const float(&x)[8]) {
+
+    // Which logits decide: those from `from` on, or those in bucket `border`.
+    float from = threshold;
+    u32 bound = key_of(-INF);
+    int border = -1;
+    double target = 0.0;
+    bool gathered = by_k ? k <= chunks : true;
+    Nucleus nucleus(all, threshold, slot.temperature);
+    if (by_k && gathered) {
+        // k chunks hold at least one logit of at least this each, so no others matter.
+        u32 maxima[MOST_CHUNKS / THREADS];
 #pragma unroll
-                      for (int i = 0; i < 8; ++i) {
-                          if (!wanted(x[i])) continue;
-                          int place = atomicAdd(&shared.found, 1);
-                          if (place < MOST) shared.keys[place] = key_of(x[i]);
-                      }
-                  });
+        for (int i = 0; i < MOST_CHUNKS / THREADS; ++i) {
+            int chunk = i * THREADS + thread;
+            maxima[i] = chunk < chunks ? key_of(chunk_max[chunk]) : 0;
+        }
+        bound = search(bound, top, k, [&](const u32(&key)[3], int(&sum)[3]) {
+#pragma unroll
+            for (int i = 0; i < MOST_CHUNKS / THREADS; ++i) {
+                if (i * THREADS >= chunks) break;
+#pragma unroll
+                for (int j = 0; j < 3; ++j) sum[j] += maxima[i] >= key[j];
+            }
+            block_total(sum, shared.counts, shared.count, true);
+        });
+        from = fmaxf(float_of(bound), threshold);
+    } else if (!by_k) {
+        // Thread i has buckets 2i and 2i + 1.
+        double weights[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            int bucket = 2 * thread + j;
+            double sum = (double)histogram[(i64)at * BUCKETS + bucket] / 68719476736.0;
+            weights[j] = sum > 0.0 ? sum * exp_far(-(double)bucket * nucleus.width) : 0.0;
+        }
+        double upto = weights[0] + weights[1];
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            double other = __shfl_up_sync(FULL_WARP, upto, d);
+            if (lane >= d) upto += other;
+        }
+        if (lane == 31) shared.scan[warp] = upto;
         __syncthreads();
-        int found = shared.found;
+        double before = 0.0, total = 0.0;
+        for (int i = 0; i < THREADS / 32; ++i) {
+            if (i < warp) before += shared.scan[i];
+            total += shared.scan[i];
+        }
+        target = (double)slot.top_p * total;
+        double first = before + (upto - (weights[0] + weights[1]));
+        double second = first + weights[0];
+        int mine = weights[0] > 0.0 && second >= target                ? 2 * thread
+                   : weights[1] > 0.0 && second + weights[1] >= target ? 2 * thread + 1
+                                                                       : BUCKETS;
+        mine = __reduce_min_sync(FULL_WARP, mine);
+        if (lane == 0 && mine < BUCKETS) atomicMin(&shared.bucket, mine);
+        __syncthreads();
+        // What comes before the border must be one number for all threads: its owner's.
+        if (shared.bucket / 2 == thread) shared.above = shared.bucket % 2 ? second : first;
+        __syncthreads();
+        border = shared.bucket;
+        target -= shared.above;
+        gathered = border < BUCKETS;
+    }
+
+    u32 keys[EACH];
+    int found = 0;
+    if (gathered) {
+        visit(shared, data, vocab, aligned, chunk_max, edits, edited,
+              [&](float max) {
+                  return border < 0 ? max >= from
+                                    : max >= nucleus.floor && nucleus.bucket(max) <= border;
+              },
+              [&](const float(&x)[8]) {
+#pragma unroll
+                  for (int i = 0; i < 8; ++i) {
+                      if (border < 0 ? !(x[i] >= from)
+                                     : !(x[i] >= nucleus.floor) || nucleus.bucket(x[i]) != border) {
+                          continue;
+                      }
+                      int place = atomicAdd(&shared.found, 1);
+                      if (place < MOST) shared.keys[place] = key_of(x[i]);
+                  }
+              });
+        __syncthreads();
+        found = shared.found;
+        gathered = found <= MOST;
+    }
+    if (gathered) {
+        bool active = warp * 32 < found;
+        u32 least = 0xffffffffu, most = 0;
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             int place = i * THREADS + thread;
-            keys[i] = place < found && place < MOST ? shared.keys[place] : 0;
+            keys[i] = place < found ? shared.keys[place] : 0;
+            if (keys[i] != 0) least = min(least, keys[i]), most = max(most, keys[i]);
         }
-        return found;
-    };
-    auto count_keys = [&](const u32(&key)[3], int(&sum)[3]) {
+        least = __reduce_min_sync(FULL_WARP, least), most = __reduce_max_sync(FULL_WARP, most);
+        if (lane == 0) atomicMin(&shared.least, least), atomicMax(&shared.most, most);
+        __syncthreads();
+        least = shared.least, most = shared.most;
+        if (by_k && found >= k) {
+            u32 key = search(least, most, k, [&](const u32(&key)[3], int(&sum)[3]) {
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
+                for (int i = 0; i < EACH; ++i) {
 #pragma unroll
-            for (int j = 0; j < 3; ++j) sum[j] += keys[i] >= key[j];
-        }
-        block_total(sum, shared.counts, shared.count);
-    };
-    auto count_row = [&](const u32(&key)[3], int(&sum)[3]) {
-        float lowest = float_of(key[0]);
-        for_each8(data, vocab, aligned, chunk_max, row, edits,
-                  [&](float max) { return max >= lowest; },
-                  [&](const float(&x)[8]) {
-#pragma unroll
-                      for (int i = 0; i < 8; ++i) {
-                          u32 k = key_of(x[i]);
-#pragma unroll
-                          for (int j = 0; j < 3; ++j) sum[j] += k >= key[j];
-                      }
-                  });
-        block_total(sum, shared.counts, shared.count);
-    };
-    auto weigh_row = [&](const u32(&key)[3], double(&sum)[3]) {
-        float lowest = float_of(key[0]);
-        for_each8(data, vocab, aligned, chunk_max, row, edits,
-                  [&](float max) { return max >= lowest; },
-                  [&](const float(&x)[8]) {
-                      for (int i = 0; i < 8; ++i) {
-                          u32 k = key_of(x[i]);
-                          double w = k >= key[0] ? weight(k) : 0.0;
-#pragma unroll
-                          for (int j = 0; j < 3; ++j) sum[j] += k >= key[j] ? w : 0.0;
-                      }
-                  });
-        block_total(sum, shared.sums, shared.sum);
-    };
-
-    if (by_k) {
-        int k = slot.top_k;
-        u32 bound = key_of(-INF);
-        if (k <= chunks) {
-            // k chunks hold at least one logit of at least this each, so no others matter.
-            u32 maxima[MOST_CHUNKS / THREADS];
-#pragma unroll
-            for (int i = 0; i < MOST_CHUNKS / THREADS; ++i) {
-                int chunk = i * THREADS + thread;
-                maxima[i] = chunk < chunks ? key_of(chunk_max[chunk]) : 0;
-            }
-            bound = search(bound, top, k, [&](const u32(&key)[3], int(&sum)[3]) {
-#pragma unroll
-                for (int i = 0; i < MOST_CHUNKS / THREADS; ++i) {
-                    if (i * THREADS >= chunks) break;
-#pragma unroll
-                    for (int j = 0; j < 3; ++j) sum[j] += maxima[i] >= key[j];
+                    for (int j = 0; j < 3; ++j) sum[j] += keys[i] >= key[j];
                 }
-                block_total(sum, shared.counts, shared.count);
+                block_total(sum, shared.counts, shared.count, active);
             });
+            threshold = fmaxf(threshold, float_of(key));
         }
-        float from = fmaxf(float_of(bound), threshold);
-        int found = MOST + 1;
-        if (k <= chunks) {
-            auto wanted = [&](float x) { return x >= from; };
-            found = gather(wanted, wanted);
-        }
-        gathered = found <= MOST;
-        if (!gathered) {
-            threshold = fmaxf(threshold, float_of(search(bound, top, k, count_row)));
-        } else if (found >= k) {
-            threshold = fmaxf(threshold, float_of(search(key_of(from), top, k, count_keys)));
-        }
-    }
-    if (by_p) {
-        u32 low = key_of(threshold);
-        double above = 0.0, target = 0.0;
-        if (!by_k) {
-            // Thread i has buckets 2i and 2i + 1.
-            Nucleus nucleus(all, threshold, slot.temperature);
-            double weights[2];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                int bucket = 2 * thread + j;
-                double sum = (double)histogram[(i64)at * BUCKETS + bucket] / 68719476736.0;
-                weights[j] = sum > 0.0 ? sum * exp(-(double)bucket * nucleus.width) : 0.0;
-            }
-            int lane = thread % 32, warp = thread / 32;
-            double upto = weights[0] + weights[1];
-#pragma unroll
-            for (int d = 1; d < 32; d *= 2) {
-                double other = __shfl_up_sync(FULL_WARP, upto, d);
-                if (lane >= d) upto += other;
-            }
-            if (lane == 31) shared.scan[warp] = upto;
-            if (thread == 0) shared.bucket = BUCKETS;
-            __syncthreads();
-            double before = 0.0, total = 0.0;
-            for (int i = 0; i < THREADS / 32; ++i) {
-                if (i < warp) before += shared.scan[i];
-                total += shared.scan[i];
-            }
-            // What comes before a bucket must be one number for all threads, so the owner of the
-            // first bucket that reaches the target writes it down.
-            target = (double)slot.top_p * total;
-            double first = before + (upto - (weights[0] + weights[1]));
-            double second = first + weights[0];
-            int mine = weights[0] > 0.0 && second >= target                ? 2 * thread
-                       : weights[1] > 0.0 && second + weights[1] >= target ? 2 * thread + 1
-                                                                           : BUCKETS;
-            mine = __reduce_min_sync(FULL_WARP, mine);
-            if (lane == 0 && mine < BUCKETS) atomicMin(&shared.bucket, mine);
-            __syncthreads();
-            if (shared.bucket / 2 == thread) shared.above = shared.bucket % 2 ? second : first;
-            __syncthreads();
-            int border = shared.bucket;
-            above = shared.above;
-            int found = MOST + 1;
-            if (border < BUCKETS) {
-                found = gather(
-                    [&](float max) { return max >= nucleus.floor && nucleus.bucket(max) <= border; },
-                    [&](float x) { return x >= nucleus.floor && nucleus.bucket(x) == border; });
-            }
-            gathered = found <= MOST;
-            low = key_of(nucleus.floor);
-        }
-        double w[EACH];
-        if (gathered) {
-            double total[3] = {0.0, 0.0, 0.0};
-            u32 least = 0xffffffffu;
+        if (by_p) {
+            u32 low = border < 0 ? key_of(threshold) : 0;
+            double w[EACH], total[3] = {0.0, 0.0, 0.0};
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
-                bool in = keys[i] != 0 && keys[i] >= low;
-                keys[i] = in ? keys[i] : 0;
-                w[i] = in ? weight(keys[i]) : 0.0;
+                w[i] = keys[i] != 0 && keys[i] >= low ? weight(keys[i]) : 0.0;
                 total[0] += w[i];
-                least = in && keys[i] < least ? keys[i] : least;
             }
-            least = __reduce_min_sync(FULL_WARP, least);
-            if (thread == 0) shared.found = (int)0xffffffffu;
-            __syncthreads();
-            if (thread % 32 == 0) atomicMin((u32 *)&shared.found, least);
-            if (by_k) {
-                block_total(total, shared.sums, shared.sum);
+            if (border < 0) {
+                block_total(total, shared.sums, shared.sum, active);
                 target = (double)slot.top_p * total[0];
-            } else {
-                __syncthreads();
             }
-            least = (u32)shared.found;
-            u32 key = search(least, top, target - above, [&](const u32(&key)[3], double(&sum)[3]) {
+            low = max(low, least);
+            u32 key = search(low, most, target, [&](const u32(&key)[3], double(&sum)[3]) {
 #pragma unroll
                 for (int i = 0; i < EACH; ++i) {
 #pragma unroll
                     for (int j = 0; j < 3; ++j) sum[j] += keys[i] >= key[j] ? w[i] : 0.0;
                 }
-                block_total(sum, shared.sums, shared.sum);
+                block_total(sum, shared.sums, shared.sum, active);
             });
             threshold = fmaxf(threshold, float_of(key));
-        } else {
-            const u32 everything[3] = {low, low, low};
-            double total[3] = {0.0, 0.0, 0.0};
-            weigh_row(everything, total);
-            u32 key = search(low, top, (double)slot.top_p * total[0], weigh_row);
-            threshold = fmaxf(threshold, float_of(key));
+        }
+    } else {
+        // The whole row at each step: first for top-k, then for top-p.
+#pragma unroll 1
+        for (int weighted = 0; weighted < 2; ++weighted) {
+            if (!(weighted ? by_p : by_k)) continue;
+            u32 low = bound, high = top;
+            if (weighted) low = by_k ? key_of(threshold) : key_of(nucleus.floor);
+            bool known = !weighted;
+            target = (double)k;
+#pragma unroll 1
+            while (!known || low < high) {
+                u32 key[3] = {low, low, low};
+                if (known) divide(low, high, key);
+                float lowest = float_of(key[0]);
+                double sum[3] = {0.0, 0.0, 0.0};
+                visit(shared, data, vocab, aligned, chunk_max, edits, edited,
+                      [&](float max) { return max >= lowest; },
+                      [&](const float(&x)[8]) {
+#pragma unroll
+                          for (int i = 0; i < 8; ++i) {
+                              if (!(x[i] >= lowest)) continue;
+                              u32 here = key_of(x[i]);
+                              double w = weighted ? weight(here) : 1.0;
+#pragma unroll
+                              for (int j = 0; j < 3; ++j) sum[j] += here >= key[j] ? w : 0.0;
+                          }
+                      });
+                block_total(sum, shared.sums, shared.sum, true);
+                if (known) {
+                    narrow(low, high, key, sum, target);
+                } else {
+                    target = (double)slot.top_p * sum[0], known = true;
+                }
+            }
+            threshold = fmaxf(threshold, float_of(low));
         }
     }
     if (thread == 0) selected[at] = {all.max, threshold, 0, 0};

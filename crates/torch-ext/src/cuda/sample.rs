@@ -46,6 +46,8 @@ const THREADS: u32 = 512;
 const SLICE: usize = 8192;
 const CHUNK: usize = 64;
 const BUCKETS: usize = 1024;
+/// Blocks of the kernels that share slices out, on a multiprocessor at a time.
+const BLOCKS_PER_SM: usize = 2;
 /// Largest vocabulary: what the tables in shared memory hold.
 pub(super) const MAX_VOCAB: usize = 8192 * CHUNK;
 
@@ -102,6 +104,15 @@ impl Batch {
 
     fn chunks(&self) -> usize {
         self.vocab.div_ceil(CHUNK)
+    }
+
+    /// A launch of as many blocks a row as run at a time, if a row has as many slices. Each takes
+    /// several slices, and reads one while it works on the one before.
+    fn shared_out(&self, num_sms: usize) -> Launch {
+        let resident = BLOCKS_PER_SM * num_sms / self.rows.max(1);
+        let each = self.slices().div_ceil(resident.clamp(1, self.slices()));
+        let blocks = self.slices().div_ceil(each);
+        Launch::new([blocks as u32, self.rows as u32, 1], THREADS).pdl()
     }
 
     /// A launch of a block for every slice of every row.
@@ -162,9 +173,11 @@ impl Kernels {
                 // SAFETY: `sample_batch` has checked what these read; what they write is as large
                 // as rows, slices and vocabulary demand.
                 unsafe {
-                    self.launch(scan, &batch.sliced(), &batch.with(&tables))?;
+                    let shared_out = batch.shared_out(self.num_sms());
+                    let args = [&count[..], &tables].concat();
+                    self.launch(scan, &shared_out, &batch.with(&args))?;
                     self.launch(sums, &batch.sliced(), &batch.with(&tables))?;
-                    let args = [&count[..], &tables, &[(&selected).into()]].concat();
+                    let args = [&args[..], &[(&selected).into()]].concat();
                     self.launch(select, &batch.by_row(), &batch.with(&args))?;
                 }
                 Some((chunk_max, selected))
@@ -178,6 +191,7 @@ impl Kernels {
         let function = self.function(&RACE, "sample_race", &[(batch.dtype, 1), ("RACE", race)])?;
         let winners = make(rows * slices * 4, Kind::Int64)?;
         let args = [
+            Arg::from(slices as i32),
             filter.as_ref().map(|f| &f.0).into(),
             filter.as_ref().map(|f| &f.1).into(),
             (&winners).into(),
@@ -185,7 +199,10 @@ impl Kernels {
             (&tokens).into(),
         ];
         // SAFETY: as above; `state` has a counter for each row, zero between calls.
-        unsafe { self.launch(function, &batch.sliced(), &batch.with(&args))? };
+        unsafe {
+            let launch = batch.shared_out(self.num_sms());
+            self.launch(function, &launch, &batch.with(&args))?;
+        }
         Ok(tokens)
     }
 

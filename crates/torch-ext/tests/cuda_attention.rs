@@ -273,7 +273,7 @@ fn a_captured_decode_serves_other_contexts() {
     let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
     for lens in [[900, 20, 333], [1, 0, 17], [850, 20, 1]] {
         let contexts: Vec<i32> = lens.to_vec();
-        let _ = case.context_len.copy_(&Tensor::from_slice(&contexts));
+        case.context_len.copy_(&Tensor::from_slice(&contexts));
         case.lens = lens.iter().map(|&l| (1, l as usize)).collect();
         graph.replay().unwrap();
         let d = distance(&out, &case.expected());

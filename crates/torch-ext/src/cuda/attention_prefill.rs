@@ -77,8 +77,8 @@ impl Kernels {
     /// [`Kernels::prefill_tiles`] returned for the same heads, on the device). Keys and values are
     /// read from the cache, where the new tokens' were written before. `q` is
     /// `[tokens, heads, head_dim]`; writes these tokens' rows of `out`,
-    /// `[tokens, heads * head_dim]`. Any block size; a token's result depends on its place in its
-    /// chunk and on its context, not on other sequences.
+    /// `[tokens, heads * head_dim]`. Any block size. A token's result depends neither on
+    /// other sequences nor on how its own was cut into chunks, to the last bit.
     pub fn attention_prefill(
         &self,
         q: &Tensor,

@@ -134,6 +134,10 @@ impl Kernels {
     /// `rms_norm(residual + x) w^T + bias` and `residual + x` (a new tensor), as
     /// [`add_rms_norm`](Self::add_rms_norm) and [`linear_small`](Self::linear_small) compute them,
     /// in one kernel if the rows are few enough. Without `x`, `residual` itself is normalized.
+    ///
+    /// That one kernel adds up the squares of a row in an order that depends on the number of rows,
+    /// so a row's result may differ by rounding from the one in another batch. Where it must not,
+    /// call the two functions themselves, for at most 32 rows.
     pub fn add_norm_linear(
         &self,
         residual: &Tensor,

@@ -1,5 +1,6 @@
 //! Token sampling for language models: vLLM's parameters, an exact oracle, a fast row path in plain
-//! Rust and (feature `torch`) a batched version on tensors. All three give the same tokens.
+//! Rust, (feature `torch`) a batched version on tensors and (feature `cuda`) one of GPU kernels. All
+//! give the same tokens.
 //!
 //! # From logits to a token
 //!

@@ -203,7 +203,7 @@ impl CudaRunner {
     fn largest_step(&mut self) -> Result<(), String> {
         let slots = self.config.max_num_seqs;
         self.ints.clear();
-        self.tables.fill_(1);
+        let _ = self.tables.fill_(1);
         let mut left = self.config.max_num_batched_tokens;
         self.ints.tokens.resize(left, 0);
         for slot in 0..slots {

@@ -19,7 +19,7 @@ pub struct PagedWork {
     /// No sequence of the step has a longer context; of a captured one, none ever will.
     pub max_context: usize,
     /// Where decoding keeps partial results.
-    pub workspace: Option<Arc<DecodeWorkspace>>,
+    pub workspace: Option<DecodeWorkspace>,
 }
 
 impl PagedWork {

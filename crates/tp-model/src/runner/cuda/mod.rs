@@ -56,7 +56,7 @@ pub(crate) struct CudaRunner {
     last_token: Tensor,
     tensors: StepTensors,
     /// Partial results of decode attention.
-    workspace: Arc<DecodeWorkspace>,
+    workspace: DecodeWorkspace,
     /// Rotary angles of all positions.
     rope: (Tensor, Tensor),
     graphs: DecodeGraphs,
@@ -154,11 +154,9 @@ impl CudaRunner {
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,
             tensors: StepTensors::new(tokens.max(slots), slots, width, &kernels)?,
-            workspace: Arc::new(
-                kernels
-                    .decode_workspace(heads, slots, config.max_model_len)
-                    .map_err(options)?,
-            ),
+            workspace: kernels
+                .decode_workspace(heads, slots, config.max_model_len)
+                .map_err(options)?,
             rope: (angles.cos, angles.sin),
             graphs: DecodeGraphs {
                 pool: GraphPool::new().map_err(options)?,
@@ -264,7 +262,7 @@ impl CudaRunner {
                 decode: Some(all),
                 prefill: None,
                 max_context: self.config.max_model_len,
-                workspace: Some(self.workspace.clone()),
+                workspace: Some(self.workspace.shallow_clone()),
             },
         )
     }
@@ -311,7 +309,7 @@ impl CudaRunner {
             decode: (!decode.is_empty()).then(|| upload(&decode)),
             prefill: PagedWork::prefill(&self.kernels, self.heads, &chunks),
             max_context: self.config.max_model_len,
-            workspace: Some(self.workspace.clone()),
+            workspace: Some(self.workspace.shallow_clone()),
         })
     }
 

@@ -24,6 +24,8 @@ pub struct Model {
     comm: Box<dyn Collective>,
     #[cfg(feature = "cuda")]
     kernels: Option<std::sync::Arc<torch_ext::cuda::Kernels>>,
+    #[cfg(feature = "cuda")]
+    deterministic: bool,
     device: Device,
     kind: Kind,
 }
@@ -55,7 +57,10 @@ impl Model {
             Device::Cpu => Kind::Float,
             _ => kind,
         };
-        let compute = options.backend.build(options.device, kind, &config)?;
+        let compute =
+            options
+                .backend
+                .build(options.device, kind, &config, options.deterministic)?;
         let source = options.format.open(dir)?;
         let total = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(),
@@ -85,6 +90,8 @@ impl Model {
             attention: compute.attention,
             #[cfg(feature = "cuda")]
             kernels: compute.kernels,
+            #[cfg(feature = "cuda")]
+            deterministic: options.deterministic,
             comm,
             device: options.device,
             kind,
@@ -174,6 +181,12 @@ impl Model {
     #[cfg(feature = "cuda")]
     pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Tensor {
         self.decoder.raw_logits(hidden)
+    }
+
+    /// Whether logits must not depend on what else is in a step.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn deterministic(&self) -> bool {
+        self.deterministic
     }
 
     /// The CUDA kernels, if those run this model.

@@ -28,6 +28,11 @@ pub struct LoadOptions<'a> {
     pub format: LoadFormat,
     /// Which kernels run the model.
     pub backend: Backend,
+    /// Whether a token's logits must be the same bits whatever else is in the step, however its
+    /// prompt is cut into chunks, and whether its prefix was cached. The CPU's own kernels always
+    /// are; on a GPU it costs speed. [`Model::load`](crate::Model::load) refuses it where the
+    /// backend cannot.
+    pub deterministic: bool,
     /// Called with the bytes read so far and the bytes in total, from several threads at a time.
     pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
 }
@@ -39,6 +44,7 @@ impl Default for LoadOptions<'_> {
             dtype: DtypeChoice::Auto,
             format: LoadFormat::Safetensors,
             backend: Backend::Auto,
+            deterministic: false,
             progress: None,
         }
     }
@@ -150,6 +156,7 @@ impl Backend {
         device: Device,
         kind: Kind,
         config: &ModelConfig,
+        deterministic: bool,
     ) -> Result<Compute, ModelError> {
         let compute = |ops, attention| Compute {
             ops,
@@ -158,13 +165,13 @@ impl Backend {
             kernels: None,
         };
         let unfit = cuda_unfit(device, kind, config);
-        Ok(match (self, device) {
+        let built = match (self, device) {
             (Backend::Cpu | Backend::Auto, Device::Cpu) => compute(Ops::Cpu, Box::new(Cpu)),
             (Backend::Cpu, _) => {
                 let what = format!("backend `cpu` does not run on {device:?}; use auto or torch");
                 return Err(ModelError::Options(what));
             }
-            (Backend::Cuda | Backend::Auto, _) if unfit.is_none() => cuda(device)?,
+            (Backend::Cuda | Backend::Auto, _) if unfit.is_none() => cuda(device, deterministic)?,
             (Backend::Cuda, _) => {
                 let why = unfit.unwrap_or_default();
                 let what = format!("backend `cuda` {why}; use auto or torch");
@@ -172,7 +179,14 @@ impl Backend {
             }
             (Backend::Torch | Backend::Auto, _) => compute(Ops::Torch, Box::new(Sdpa)),
             (Backend::Reference, _) => compute(Ops::Torch, Box::new(Reference)),
-        })
+        };
+        if deterministic && matches!(built.ops, Ops::Torch) {
+            return Err(ModelError::Options(format!(
+                "deterministic: libtorch's kernels on {device:?} promise no equal bits; use our own \
+                 (backend cpu, or cuda with bfloat16 or float16)"
+            )));
+        }
+        Ok(built)
     }
 }
 
@@ -203,19 +217,22 @@ fn cuda_unfit(device: Device, kind: Kind, config: &ModelConfig) -> Option<String
 const CUDA_HEAD_DIMS: &[usize] = &[64, 80, 96, 128, 256];
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: Device) -> Result<Compute, ModelError> {
+fn cuda(_: Device, _: bool) -> Result<Compute, ModelError> {
     unreachable!("refused by `cuda_unfit`")
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(device: Device) -> Result<Compute, ModelError> {
+fn cuda(device: Device, deterministic: bool) -> Result<Compute, ModelError> {
     let Device::Cuda(index) = device else {
         unreachable!("refused by `cuda_unfit`")
     };
     let kernels = Kernels::new(index).map_err(|e| ModelError::Options(e.to_string()))?;
     let kernels = Arc::new(kernels);
     Ok(Compute {
-        ops: Ops::Cuda(kernels.clone()),
+        ops: Ops::Cuda {
+            kernels: kernels.clone(),
+            deterministic,
+        },
         attention: Box::new(Paged::new(kernels.clone())),
         kernels: Some(kernels),
     })

@@ -16,6 +16,8 @@ use crate::weights::Matrix;
 #[derive(Debug)]
 pub struct CudaLinear {
     kernels: Arc<Kernels>,
+    /// See [`super::Ops::Cuda`].
+    deterministic: bool,
     weight: Tensor,
     bias: Option<Tensor>,
 }
@@ -23,6 +25,12 @@ pub struct CudaLinear {
 impl CudaLinear {
     fn rows_of(x: &Tensor) -> usize {
         x.size()[0] as usize
+    }
+
+    /// Whether norm and product are one kernel for this many rows.
+    fn fuses(&self, rows: usize) -> bool {
+        let (out_features, in_features) = self.shape();
+        !self.deterministic && rows <= self.kernels.fused_rows(out_features, in_features)
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -44,8 +52,7 @@ impl Linear for CudaLinear {
     }
 
     fn forward_normed(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        let (out_features, in_features) = self.shape();
-        if Self::rows_of(residual) <= self.kernels.fused_rows(out_features, in_features) {
+        if self.fuses(Self::rows_of(residual)) {
             let (y, sum) = computed(self.kernels.add_norm_linear(
                 residual,
                 x,
@@ -61,10 +68,7 @@ impl Linear for CudaLinear {
     }
 
     fn forward_gated(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        let (out_features, in_features) = self.shape();
-        if self.bias.is_none()
-            && Self::rows_of(residual) <= self.kernels.fused_rows(out_features, in_features)
-        {
+        if self.bias.is_none() && self.fuses(Self::rows_of(residual)) {
             let (y, sum) = computed(self.kernels.add_norm_gated(
                 residual,
                 x,
@@ -91,12 +95,17 @@ impl Linear for CudaLinear {
 #[derive(Debug)]
 pub(super) struct CudaBuilder {
     kernels: Arc<Kernels>,
+    deterministic: bool,
     dense: DenseBuilder,
 }
 
 impl CudaBuilder {
-    pub(super) fn new(kernels: Arc<Kernels>, dense: DenseBuilder) -> Self {
-        Self { kernels, dense }
+    pub(super) fn new(kernels: Arc<Kernels>, deterministic: bool, dense: DenseBuilder) -> Self {
+        Self {
+            kernels,
+            deterministic,
+            dense,
+        }
     }
 }
 
@@ -113,6 +122,7 @@ impl LinearBuilder for CudaBuilder {
     fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear> {
         Box::new(CudaLinear {
             kernels: self.kernels,
+            deterministic: self.deterministic,
             weight: self.dense.into_weight(),
             bias: bias.map(|b| b.to_kind(activations)),
         })

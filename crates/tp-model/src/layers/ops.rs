@@ -21,7 +21,12 @@ pub enum Ops {
     Cpu,
     /// Our own CUDA kernels, on bfloat16 or float16 weights and activations.
     #[cfg(feature = "cuda")]
-    Cuda(Arc<torch_ext::cuda::Kernels>),
+    Cuda {
+        /// The kernels.
+        kernels: Arc<torch_ext::cuda::Kernels>,
+        /// Whether a row's result must not depend on the others: no product is left to cuBLAS.
+        deterministic: bool,
+    },
 }
 
 /// The result of a kernel. Like `tch` itself it panics on arguments that do not fit: they are
@@ -42,7 +47,7 @@ impl Ops {
             }
             Ops::Cpu => computed(cpu::rms_norm(x, weight, eps)),
             #[cfg(feature = "cuda")]
-            Ops::Cuda(kernels) => computed(kernels.rms_norm(x, weight, eps)),
+            Ops::Cuda { kernels, .. } => computed(kernels.rms_norm(x, weight, eps)),
         }
     }
 
@@ -61,7 +66,7 @@ impl Ops {
             }
             Ops::Cpu => computed(cpu::add_rms_norm(residual, x, weight, eps)),
             #[cfg(feature = "cuda")]
-            Ops::Cuda(kernels) => computed(kernels.add_rms_norm(residual, x, weight, eps)),
+            Ops::Cuda { kernels, .. } => computed(kernels.add_rms_norm(residual, x, weight, eps)),
         }
     }
 
@@ -74,7 +79,7 @@ impl Ops {
             }
             Ops::Cpu => computed(cpu::silu_mul(gate_up)),
             #[cfg(feature = "cuda")]
-            Ops::Cuda(kernels) => computed(kernels.silu_mul(gate_up)),
+            Ops::Cuda { kernels, .. } => computed(kernels.silu_mul(gate_up)),
         }
     }
 
@@ -90,8 +95,12 @@ impl Ops {
             Ops::Torch => Box::new(DenseBuilder::new(out_features, in_features, kind, device)?),
             Ops::Cpu => Box::new(PackedBuilder::new(out_features, in_features, kind)?),
             #[cfg(feature = "cuda")]
-            Ops::Cuda(kernels) => Box::new(CudaBuilder::new(
+            Ops::Cuda {
+                kernels,
+                deterministic,
+            } => Box::new(CudaBuilder::new(
                 kernels.clone(),
+                *deterministic,
                 DenseBuilder::new(out_features, in_features, kind, device)?,
             )),
         })

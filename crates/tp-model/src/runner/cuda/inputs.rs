@@ -23,6 +23,10 @@ pub(super) struct StepInts {
     pub(super) lens: Vec<usize>,
     /// Context of each row after the step.
     pub(super) contexts: Vec<usize>,
+    /// Of each of the plan's rows: flat index of its last token.
+    pub(super) last: Vec<i32>,
+    /// Of each of the plan's rows: position after its last token.
+    pub(super) ends: Vec<i32>,
     /// Tokens in all rows.
     pub(super) num_tokens: usize,
 }
@@ -35,6 +39,8 @@ impl StepInts {
         self.tokens.clear();
         self.lens.clear();
         self.contexts.clear();
+        self.last.clear();
+        self.ends.clear();
         self.num_tokens = 0;
     }
 
@@ -50,12 +56,14 @@ impl StepInts {
     }
 
     /// Collects the plan's rows. A row's tokens come from the host if the sequence brought them;
-    /// the one after those was sampled on the device, and is there.
+    /// the one after those was sampled on the device, and is there. With `split` every token gets a
+    /// row of its own, as if it were decoded.
     pub(super) fn gather(
         &mut self,
         plan: &StepPlan<Arc<SeqParams>>,
         batch: &InputBatch,
         config: &RunnerConfig,
+        split: bool,
     ) -> Result<(), String> {
         for row in &plan.rows {
             let slot = batch.get(row.slot)?;
@@ -84,7 +92,17 @@ impl StepInts {
                     ));
                 }
             };
-            self.push_row(row.slot.0 as i32, start, len, source);
+            let slot = row.slot.0 as i32;
+            match split && source >= 0 {
+                true => {
+                    for i in 0..len {
+                        self.push_row(slot, start + i, 1, source + i as i32);
+                    }
+                }
+                false => self.push_row(slot, start, len, source),
+            }
+            self.last.push(self.num_tokens as i32 - 1);
+            self.ends.push(end as i32);
         }
         match self.num_tokens <= config.max_num_batched_tokens {
             true => Ok(()),

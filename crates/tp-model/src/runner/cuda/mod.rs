@@ -100,7 +100,11 @@ impl CudaRunner {
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, config)?;
         // Largest first, so that the others find room in its memory.
-        for size in capture_sizes(config.max_num_seqs).into_iter().rev() {
+        let sizes = match config.enforce_eager {
+            true => Vec::new(),
+            false => capture_sizes(config.max_num_seqs),
+        };
+        for size in sizes.into_iter().rev() {
             runner.capture_graph(size)?;
         }
         runner.graphs.graphs.reverse();
@@ -120,11 +124,16 @@ impl CudaRunner {
         stream.make_current().map_err(options)?;
         let width = config.max_model_len.div_ceil(config.block_size);
         let (slots, tokens) = (config.max_num_seqs, config.max_num_batched_tokens);
+        // Rows of a step: sequences, or tokens if each is computed as if it were decoded.
+        let rows = match model.deterministic() {
+            true => tokens.max(slots),
+            false => slots,
+        };
         let zeros = |size: &[i64]| Tensor::f_zeros(size, (Kind::Int, device));
         let upload = |capacity| Upload::new(capacity, UPLOADS, index).map_err(options);
         let shape = model.kv_shape(config.block_size);
         let heads = Heads {
-            heads: model.config().num_heads,
+            heads: model.config().num_heads / model.shard().world_size,
             kv_heads: shape.num_kv_heads,
             head_dim: shape.head_dim,
         };
@@ -147,15 +156,15 @@ impl CudaRunner {
             uploads: Uploads {
                 segments: upload(8 * slots)?,
                 blocks: upload((4 * width).max(4 * slots))?,
-                rows: upload(torch_ext::cuda::ROW_INTS * slots)?,
+                rows: upload(torch_ext::cuda::ROW_INTS * rows)?,
                 tokens: upload(tokens)?,
                 samples: upload(3 * slots)?,
             },
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,
-            tensors: StepTensors::new(tokens.max(slots), slots, width, &kernels)?,
+            tensors: StepTensors::new(tokens.max(slots), rows, width, &kernels)?,
             workspace: kernels
-                .decode_workspace(heads, slots, config.max_model_len)
+                .decode_workspace(heads, rows, config.max_model_len)
                 .map_err(options)?,
             rope: (angles.cos, angles.sin),
             graphs: DecodeGraphs {
@@ -415,7 +424,7 @@ impl CudaRunner {
         self.ints.clear();
         self.apply(&mut plan).map_err(contradiction)?;
         self.ints
-            .gather(&plan, &self.batch, &self.config)
+            .gather(&plan, &self.batch, &self.config, self.model.deterministic())
             .map_err(contradiction)?;
         let wanted = prompt_rows(&plan, &self.batch).map_err(contradiction)?;
         let mut ticket = CudaTicket {
@@ -450,9 +459,7 @@ impl CudaRunner {
                 });
         match plain {
             true => self.decode_step(rows, &mut ticket).map_err(device)?,
-            false => self
-                .mixed_step(rows, &wanted, &mut ticket)
-                .map_err(device)?,
+            false => self.mixed_step(&wanted, &mut ticket).map_err(device)?,
         }
         Ok(ticket)
     }
@@ -476,33 +483,19 @@ impl CudaRunner {
     }
 
     /// Prompts, or prompts beside decoding.
-    fn mixed_step(
-        &mut self,
-        rows: usize,
-        wanted: &[PromptRows],
-        ticket: &mut CudaTicket,
-    ) -> Result<(), String> {
+    fn mixed_step(&mut self, wanted: &[PromptRows], ticket: &mut CudaTicket) -> Result<(), String> {
         self.send_rows()?;
+        let (rows, tokens) = (self.ints.num_rows(), self.ints.num_tokens);
         self.prepare(rows)?;
-        let tokens = self.ints.num_tokens;
         let work = self.paged_work()?;
         let batch = self.attention_batch(tokens, rows, work);
         let count = ticket.samples.len();
-        let ends: Vec<i32> = self
-            .ints
-            .rows
-            .chunks(torch_ext::cuda::ROW_INTS)
-            .map(|row| row[4] + row[2])
-            .collect();
         let row_of = |sample: &SampleRow| sample.row as usize;
-        let mut picked: Vec<i32> = ticket.samples.iter().map(|s| ends[row_of(s)] - 1).collect();
-        picked.extend(ticket.samples.iter().map(|s| s.slot.0 as i32));
-        picked.extend(
-            ticket
-                .samples
-                .iter()
-                .map(|s| self.ints.contexts[row_of(s)] as i32),
-        );
+        let ints = &self.ints;
+        let last = ticket.samples.iter().map(|s| ints.last[row_of(s)]);
+        let slots = ticket.samples.iter().map(|s| s.slot.0 as i32);
+        let ends = ticket.samples.iter().map(|s| ints.ends[row_of(s)]);
+        let picked: Vec<i32> = last.chain(slots).chain(ends).collect();
         self.uploads
             .samples
             .send(&picked)

@@ -84,6 +84,12 @@ pub struct EngineArgs {
     /// auto (the fastest for the device), reference, torch, cpu or cuda.
     #[arg(long, default_value = "auto")]
     pub attention_backend: String,
+    /// The same bits for a request whatever its batch mates, chunks and cache hits; slower on a GPU.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// No CUDA graphs: every kernel of a decode step is launched on its own.
+    #[arg(long)]
+    pub enforce_eager: bool,
     /// Schedule a step only once the step before has finished.
     #[arg(long)]
     pub no_overlap: bool,

@@ -67,6 +67,8 @@ impl EngineArgs {
             seed: self.seed,
             overlap: self.no_overlap.then_some(false),
             attention_backend: FromStr::from_str(&self.attention_backend)?,
+            deterministic: self.deterministic,
+            enforce_eager: self.enforce_eager,
             served_model_name: self.served_model_name.clone(),
             tensor_parallel_size: self.tensor_parallel_size,
             max_logprobs: self.max_logprobs,

@@ -158,6 +158,8 @@ pub(crate) fn load_options<'a>(
             LoadFormat::Dummy => tp_model::LoadFormat::Dummy { seed: config.seed },
         },
         backend: config.attention_backend,
+        deterministic: config.deterministic,
+        enforce_eager: config.enforce_eager,
         progress,
     })
 }

@@ -55,6 +55,11 @@ pub struct EngineConfig {
     pub overlap: Option<bool>,
     /// Which kernels run the model.
     pub attention_backend: Backend,
+    /// Whether a request's logits must be the same bits whatever its batch mates, chunks and cache
+    /// hits. The CPU's are anyway; a GPU pays with speed.
+    pub deterministic: bool,
+    /// Whether decode steps on a GPU go without captured CUDA graphs.
+    pub enforce_eager: bool,
     /// Names under which a server offers the model; empty: the model's own.
     pub served_model_name: Vec<String>,
     /// Ranks to divide the model among: threads of this process, unless there is a `world`.
@@ -182,6 +187,8 @@ impl EngineConfig {
             seed: 0,
             overlap: None,
             attention_backend: Backend::Auto,
+            deterministic: false,
+            enforce_eager: false,
             served_model_name: Vec::new(),
             tensor_parallel_size: 1,
             world: None,

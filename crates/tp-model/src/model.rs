@@ -26,6 +26,8 @@ pub struct Model {
     kernels: Option<std::sync::Arc<torch_ext::cuda::Kernels>>,
     #[cfg(feature = "cuda")]
     deterministic: bool,
+    #[cfg(feature = "cuda")]
+    enforce_eager: bool,
     device: Device,
     kind: Kind,
 }
@@ -92,6 +94,8 @@ impl Model {
             kernels: compute.kernels,
             #[cfg(feature = "cuda")]
             deterministic: options.deterministic,
+            #[cfg(feature = "cuda")]
+            enforce_eager: options.enforce_eager,
             comm,
             device: options.device,
             kind,
@@ -187,6 +191,12 @@ impl Model {
     #[cfg(feature = "cuda")]
     pub(crate) fn deterministic(&self) -> bool {
         self.deterministic
+    }
+
+    /// Whether decode steps go without captured graphs.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn enforce_eager(&self) -> bool {
+        self.enforce_eager
     }
 
     /// The CUDA kernels, if those run this model.

@@ -33,6 +33,8 @@ pub struct LoadOptions<'a> {
     /// are; on a GPU it costs speed. [`Model::load`](crate::Model::load) refuses it where the
     /// backend cannot.
     pub deterministic: bool,
+    /// On a GPU: launch every kernel of a decode step, instead of replaying a captured graph.
+    pub enforce_eager: bool,
     /// Called with the bytes read so far and the bytes in total, from several threads at a time.
     pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
 }
@@ -45,6 +47,7 @@ impl Default for LoadOptions<'_> {
             format: LoadFormat::Safetensors,
             backend: Backend::Auto,
             deterministic: false,
+            enforce_eager: false,
             progress: None,
         }
     }

@@ -3,7 +3,6 @@
 //
 // Every function returns null, or a message that the caller frees with te_free.
 #include <ATen/cuda/CUDAGraph.h>
-#include <ATen/ops/_flash_attention_forward.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
@@ -30,10 +29,6 @@ char* guarded(F&& f) noexcept {
 
 void check(cudaError_t error) {
     TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));
-}
-
-std::optional<at::Tensor> optional(const at::Tensor* tensor) {
-    return tensor ? std::make_optional(*tensor) : std::nullopt;
 }
 
 }  // namespace
@@ -149,19 +144,6 @@ char* te_event_synchronize(void* event) {
 char* te_event_elapsed(void* start, void* end, float* ms) {
     return guarded(
         [&] { check(cudaEventElapsedTime(ms, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end))); });
-}
-
-// Variable-length flash attention: q [tokens, heads, dim], k and v [tokens, kv_heads, dim]; starts int32.
-char* te_flash_varlen(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* q_start,
-                      const at::Tensor* k_start, int64_t max_q, int64_t max_k, int causal, double scale,
-                      int64_t window_left, at::Tensor** out) {
-    return guarded([&] {
-        auto left = window_left < 0 ? std::nullopt : std::make_optional(window_left);
-        auto right = window_left < 0 ? std::nullopt : std::make_optional<int64_t>(0);
-        auto result = at::_flash_attention_forward(*q, *k, *v, optional(q_start), optional(k_start), max_q, max_k, 0.0,
-                                                   causal != 0, false, scale, left, right);
-        *out = new at::Tensor(std::get<0>(result));
-    });
 }
 
 }  // extern "C"

@@ -96,6 +96,16 @@ pub struct DecodeWorkspace {
 }
 
 impl DecodeWorkspace {
+    /// Another handle on the same memory.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            part: self.part.shallow_clone(),
+            part_max: self.part_max.shallow_clone(),
+            counters: self.counters.shallow_clone(),
+            ..*self
+        }
+    }
+
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
         4 * [&self.part, &self.part_max, &self.counters]

@@ -67,10 +67,6 @@ functions! {
     event_record(event: *mut c_void, device: c_int);
     event_synchronize(event: *mut c_void);
     event_elapsed(start: *mut c_void, end: *mut c_void, ms: *mut f32);
-    flash_varlen(
-        q: *const c_void, k: *const c_void, v: *const c_void, q_start: *const c_void, k_start: *const c_void,
-        max_q: i64, max_k: i64, causal: c_int, scale: f64, window_left: i64, out: *mut *mut c_void
-    );
 }
 
 impl Shim {

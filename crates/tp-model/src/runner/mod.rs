@@ -36,8 +36,6 @@ pub struct RunnerConfig {
     pub block_size: usize,
     /// Number of blocks in the cache, block 0 (the placeholder) included.
     pub num_blocks: usize,
-    /// On a GPU: launch every kernel of a decode step instead of replaying a captured graph.
-    pub enforce_eager: bool,
 }
 
 /// What the runner must know of a sequence beside its tokens.

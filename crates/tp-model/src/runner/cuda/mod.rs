@@ -100,7 +100,7 @@ impl CudaRunner {
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, config)?;
         // Largest first, so that the others find room in its memory.
-        let sizes = match config.enforce_eager {
+        let sizes = match runner.model.enforce_eager() {
             true => Vec::new(),
             false => capture_sizes(config.max_num_seqs),
         };

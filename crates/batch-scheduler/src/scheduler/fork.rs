@@ -126,6 +126,10 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     /// [`finish`](Self::finish); the index of a sequence that ended may serve again. Conditions as
     /// for [`rewrite`](Self::rewrite). Where no slot is free it waits for one.
     ///
+    /// A forked sequence is one more in the order of service, like any other. Where beams go ahead
+    /// together, slots and cache must hold the beams of all such requests at once. A beam that was
+    /// preempted falls behind; cut the others back (`rewrite` with an empty tail) until it is there.
+    ///
     /// Beam search: after each step, [`finish`](Self::finish) the beams that no candidate
     /// continues, `fork` those that several continue, and `rewrite` the last token of the others.
     /// `examples/beam.rs` does.
@@ -205,6 +209,14 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             self.waiting.insert(policy, queue, order, key);
         }
         Ok(())
+    }
+
+    /// Whether a step in flight computes any sequence of a request. If so, apply steps before
+    /// planning further ones, until [`fork`](Self::fork) and [`rewrite`](Self::rewrite) can be had
+    /// for all of them.
+    pub fn is_in_flight(&self, id: RequestId) -> bool {
+        let mut seqs = self.requests.get(&id).into_iter().flatten();
+        seqs.any(|&(_, key)| self.seqs[key].in_flight > 0)
     }
 
     /// The sequence's key, if it may be branched so.

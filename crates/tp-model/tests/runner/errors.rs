@@ -147,12 +147,15 @@ fn contradictions_are_errors_that_say_which() {
             })
         }),
         ("draft tokens are not supported", |plan| plan.drafts.push(1)),
-        ("swapping KV blocks to host memory is not supported", |plan| {
-            plan.swap_outs.push(paged_kv::SwapOut {
-                src: paged_kv::BlockId::new(1),
-                dst: paged_kv::HostBlockId::new(0),
-            });
-        }),
+        (
+            "swapping KV blocks to host memory is not supported",
+            |plan| {
+                plan.swap_outs.push(paged_kv::SwapOut {
+                    src: paged_kv::BlockId::new(1),
+                    dst: paged_kv::HostBlockId::new(0),
+                });
+            },
+        ),
         ("slot 1 holds no sequence", |plan| {
             plan.rows[0].slot = SlotId(1)
         }),

@@ -8,8 +8,10 @@ mod load;
 mod openai;
 mod run_batch;
 mod say;
+mod serve;
 mod sizes;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +26,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Serve(Box<serve::ServeArgs>),
     Demo(demo::DemoArgs),
     RunBatch(run_batch::RunBatchArgs),
     /// Measure the engine.
@@ -32,14 +35,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    let arguments = std::env::args_os().collect();
+    let cli = match serve::config_file::expand(arguments) {
+        Ok(arguments) => Cli::parse_from(arguments),
+        Err(error) => {
+            eprintln!("nano-vllm-serve: {}", one_line(&error));
+            return ExitCode::from(2);
+        }
+    };
+    log(&cli.command);
     let result = match &cli.command {
+        Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
         Command::RunBatch(args) => run_batch::run(args),
         Command::Bench(command) => bench::run(command),
@@ -50,6 +56,25 @@ fn main() -> ExitCode {
             eprintln!("nano-vllm-serve: {}", one_line(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Logs to standard error. A log that cannot be written, on a full disk for instance, is no reason
+/// to stop.
+fn log(command: &Command) {
+    let (default, json) = match command {
+        Command::Serve(args) => ("info", args.server.log_format == serve::LogFormat::Json),
+        _ => ("warn", false),
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
+    match json {
+        true => logs.json().flatten_event(true).init(),
+        false => logs.init(),
     }
 }
 

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 
@@ -43,12 +44,51 @@ pub(crate) enum Command {
     },
 }
 
+/// Is told on the core's thread of the figures after each step, and when work comes to an idle
+/// engine; the flag says whether work is left. It must be quick: no step begins meanwhile.
+pub type StepObserver = Box<dyn FnMut(&Stats, bool) + Send>;
+
+/// How an [`AsyncEngine`] runs.
+#[derive(Default)]
+pub struct AsyncOptions {
+    /// Most requests that wait for their first step; one more is refused with
+    /// [`RequestError::QueueFull`]. Unset: no limit.
+    pub max_num_queued_reqs: Option<usize>,
+    /// For metrics and watchdogs.
+    pub observer: Option<StepObserver>,
+}
+
+/// Requests that were accepted and that no step has touched yet.
+struct Queue {
+    waiting: AtomicUsize,
+    limit: usize,
+}
+
+impl Queue {
+    fn enter(&self) -> Result<(), RequestError> {
+        let entered = self
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+                (waiting < self.limit).then_some(waiting + 1)
+            });
+        match entered {
+            Ok(_) => Ok(()),
+            Err(_) => Err(RequestError::QueueFull { limit: self.limit }),
+        }
+    }
+
+    fn leave(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A handle on an engine that runs on its own thread. Clones share the engine; it ends when the
 /// last handle and the last stream are gone, or by [`AsyncEngine::shutdown`].
 #[derive(Clone)]
 pub struct AsyncEngine {
     commands: Sender<Command>,
     frontend: Arc<Frontend>,
+    queue: Arc<Queue>,
     /// Why the engine stopped, once it has.
     cause: Arc<OnceLock<String>>,
 }
@@ -60,10 +100,29 @@ impl AsyncEngine {
         R: Runner + Send + 'static,
         R::Ticket: Send,
     {
+        Self::start_with(core, frontend, AsyncOptions::default())
+    }
+
+    /// As [`AsyncEngine::start`], with a bounded queue and an observer.
+    pub fn start_with<R>(
+        core: EngineCore<R>,
+        frontend: Arc<Frontend>,
+        options: AsyncOptions,
+    ) -> std::io::Result<Self>
+    where
+        R: Runner + Send + 'static,
+        R::Ticket: Send,
+    {
         let (commands, receiver) = mpsc::channel();
         let cause = Arc::new(OnceLock::new());
+        let queue = Arc::new(Queue {
+            waiting: AtomicUsize::new(0),
+            limit: options.max_num_queued_reqs.unwrap_or(usize::MAX),
+        });
         let thread = CoreThread {
             core,
+            queue: queue.clone(),
+            observer: options.observer,
             routes: HashMap::new(),
             events: Vec::new(),
             leaving: Vec::new(),
@@ -75,6 +134,7 @@ impl AsyncEngine {
         Ok(AsyncEngine {
             commands,
             frontend,
+            queue,
             cause,
         })
     }
@@ -84,10 +144,16 @@ impl AsyncEngine {
         &self.frontend
     }
 
+    /// Requests that no step has touched yet.
+    pub fn num_queued(&self) -> usize {
+        self.queue.waiting.load(Ordering::Relaxed)
+    }
+
     /// Starts a request. Tokenizing happens here, on the caller's thread; detokenizing where the
     /// stream is read. Dropping the stream aborts the request.
     pub fn generate(&self, request: GenerateRequest) -> Result<TokenStream, RequestError> {
         let Prepared { request, state } = self.frontend.prepare(request)?;
+        self.queue.enter()?;
         let id = request.id;
         let (sender, receiver) = events::unbounded_channel();
         let add = Command::Add {
@@ -153,10 +219,14 @@ struct Route {
     events: events::UnboundedSender<Delivery>,
     /// Sequences that have not ended.
     open: u32,
+    /// Whether a step has computed something for it; it left the queue then.
+    scheduled: bool,
 }
 
 struct CoreThread<R: Runner> {
     core: EngineCore<R>,
+    queue: Arc<Queue>,
+    observer: Option<StepObserver>,
     routes: HashMap<RequestId, Route>,
     events: Vec<CoreEvent>,
     /// Who waits for the shutdown, once one was asked for.
@@ -186,6 +256,7 @@ impl<R: Runner> CoreThread<R> {
                     Ok(command) => self.obey(command),
                     Err(RecvError) => return "nobody holds a handle on it".to_string(),
                 }
+                self.observe();
             }
             loop {
                 match commands.try_recv() {
@@ -202,6 +273,13 @@ impl<R: Runner> CoreThread<R> {
             if let Err(dead) = result {
                 return dead.to_string();
             }
+            self.observe();
+        }
+    }
+
+    fn observe(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            observer(&self.core.stats(), self.core.has_work());
         }
     }
 
@@ -238,9 +316,18 @@ impl<R: Runner> CoreThread<R> {
         };
         match added {
             Ok(()) => {
-                self.routes.insert(id, Route { events, open });
+                let scheduled = false;
+                let route = Route {
+                    events,
+                    open,
+                    scheduled,
+                };
+                self.routes.insert(id, route);
             }
-            Err(error) => drop(events.send(Err(error))),
+            Err(error) => {
+                self.queue.leave();
+                drop(events.send(Err(error)));
+            }
         }
     }
 
@@ -254,6 +341,10 @@ impl<R: Runner> CoreThread<R> {
                 route.open -= 1;
             }
             let open = route.open;
+            if !route.scheduled && (open == 0 || matches!(event, CoreEvent::Scheduled { .. })) {
+                route.scheduled = true;
+                self.queue.leave();
+            }
             // A stream that was dropped has sent an abort, which is on its way.
             let _ = route.events.send(Ok(event));
             if open == 0 {

@@ -70,6 +70,12 @@ pub enum RequestError {
         /// What it must be.
         expected: String,
     },
+    /// Too many requests wait already; this one would only wait longer.
+    #[error("{limit} requests are waiting already, which is the most; try again later")]
+    QueueFull {
+        /// The engine's `max_num_queued_reqs`.
+        limit: usize,
+    },
     /// The model could not go on with this request.
     #[error("generation failed: {0}")]
     Failed(String),
@@ -91,13 +97,19 @@ impl RequestError {
             RequestError::Unsupported { param, .. } | RequestError::Invalid { param, .. } => {
                 Some(param)
             }
-            RequestError::Failed(_) | RequestError::EngineDead(_) => None,
+            RequestError::QueueFull { .. }
+            | RequestError::Failed(_)
+            | RequestError::EngineDead(_) => None,
         }
     }
 
-    /// Whether the request is at fault (HTTP 400), and not the engine (HTTP 500).
+    /// Whether the request is at fault (HTTP 400), and not the engine (HTTP 500, or 503 for a
+    /// full queue).
     pub fn is_client_error(&self) -> bool {
-        !matches!(self, RequestError::Failed(_) | RequestError::EngineDead(_))
+        !matches!(
+            self,
+            RequestError::QueueFull { .. } | RequestError::Failed(_) | RequestError::EngineDead(_)
+        )
     }
 
     pub(crate) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {

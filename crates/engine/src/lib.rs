@@ -49,7 +49,7 @@ mod stream;
 pub mod tokenizer;
 
 pub use crate::core::{CoreEvent, EngineCore, EngineDead, KvSnapshot, Runner};
-pub use async_engine::AsyncEngine;
+pub use async_engine::{AsyncEngine, AsyncOptions, StepObserver};
 pub use builder::{BuildError, Progress};
 pub use config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy};
 pub use engine::{Engine, EngineStep};

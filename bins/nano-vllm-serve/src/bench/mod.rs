@@ -1,6 +1,7 @@
-//! `bench latency` and `bench throughput`, with vLLM's flags and JSON keys.
+//! `bench latency`, `bench throughput` and `bench serve`, with vLLM's flags and JSON keys.
 
 mod latency;
+mod serve;
 mod throughput;
 
 use std::fs::File;
@@ -21,6 +22,8 @@ pub enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// Requests and tokens a second with all requests there from the start.
     Throughput(throughput::ThroughputArgs),
+    /// Load on a server over HTTP: throughput and latencies as its clients see them.
+    Serve(serve::ServeBenchArgs),
 }
 
 /// Runs the command.
@@ -28,6 +31,7 @@ pub fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Latency(args) => latency::run(args),
         BenchCommand::Throughput(args) => throughput::run(args),
+        BenchCommand::Serve(args) => serve::run(args),
     }
 }
 

@@ -5,11 +5,34 @@ use engine::{Frontend, GenerateRequest, Prompt};
 use sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
+use super::parts::Parsers;
 use super::sampling::take_sampling;
 use super::{ApiError, Fields};
 
 /// Most prompts of one completion request (vLLM's `VLLM_MAX_COMPLETION_PROMPTS`).
 const MAX_PROMPTS: usize = 1024;
+
+/// Most choices of one request: prompts times `n`.
+const MAX_CHOICES: usize = 1024;
+
+/// Who sent the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// A line of a batch file: nothing is streamed, and an unknown field is an error.
+    Batch,
+    /// An HTTP client: unknown fields are ignored, as in vLLM, and listed in [`Call::ignored`].
+    /// Chats' answers are split as the server is told to.
+    Http(Parsers),
+}
+
+/// How to stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// A last chunk with the request's usage.
+    pub include_usage: bool,
+    /// Usage so far in every chunk.
+    pub continuous_usage_stats: bool,
+}
 
 /// The two generating endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +64,8 @@ impl Endpoint {
 pub struct ModelNames(pub Vec<String>);
 
 impl ModelNames {
-    fn resolve(&self, asked: Option<String>) -> Result<String, ApiError> {
+    /// The name to answer with: `asked` if the model has it, the first one for none.
+    pub fn resolve(&self, asked: Option<String>) -> Result<String, ApiError> {
         match asked {
             None => Ok(self.0[0].clone()),
             Some(name) if name.is_empty() => Ok(self.0[0].clone()),
@@ -75,6 +99,12 @@ pub struct Call {
     pub return_token_ids: bool,
     /// Write tokens in log-probabilities as `token_id:N`.
     pub tokens_as_ids: bool,
+    /// Stream the answer.
+    pub stream: Option<StreamOptions>,
+    /// How a chat's answer is split.
+    pub parsers: Parsers,
+    /// Fields that nobody knows.
+    pub ignored: Vec<String>,
     priority: i32,
     cache_salt: Option<String>,
     add_special_tokens: Option<bool>,
@@ -87,10 +117,17 @@ impl Call {
         body: Value,
         frontend: &Frontend,
         names: &ModelNames,
+        dialect: Dialect,
     ) -> Result<Self, ApiError> {
         let mut f = Fields::new(body, "the body")?;
         let model = names.resolve(f.take_as("model", "a string")?)?;
-        f.refuse_unless("stream", &[json!(false)], " here")?;
+        let stream = match dialect {
+            Dialect::Batch => {
+                f.refuse_unless("stream", &[json!(false)], " here")?;
+                None
+            }
+            Dialect::Http(_) => take_stream(&mut f)?,
+        };
         f.refuse_unless("stream_options", &[], " without stream")?;
         let mut defaults = frontend.default_sampling_params();
         if endpoint == Endpoint::Chat && defaults.max_tokens == SamplingParams::default().max_tokens
@@ -98,6 +135,12 @@ impl Call {
             defaults.max_tokens = None; // a chat fills the context unless told otherwise
         }
         let params = take_sampling(&mut f, &defaults)?;
+        if stream.is_some() && params.prompt_logprobs.is_some_and(|count| count != 0) {
+            return Err(ApiError::bad_value(
+                "prompt_logprobs",
+                "prompt_logprobs is not available with stream = true",
+            ));
+        }
         let mut call = Self {
             endpoint,
             model,
@@ -108,6 +151,12 @@ impl Call {
             score_only: false,
             return_token_ids: f.take_bool("return_token_ids", false)?,
             tokens_as_ids: f.take_bool("return_tokens_as_token_ids", false)?,
+            stream,
+            parsers: match dialect {
+                Dialect::Batch => Parsers::default(),
+                Dialect::Http(parsers) => parsers,
+            },
+            ignored: Vec::new(),
             priority: f.take_as("priority", "an integer")?.unwrap_or(0),
             cache_salt: f.take_as("cache_salt", "a string")?,
             add_special_tokens: f.take_as("add_special_tokens", "true or false")?,
@@ -116,7 +165,17 @@ impl Call {
             Endpoint::Completions => call.take_completion(&mut f)?,
             Endpoint::Chat => call.take_chat(&mut f)?,
         }
-        f.finish()?;
+        let choices = call.prompts.len().saturating_mul(call.params.n as usize);
+        if choices > MAX_CHOICES {
+            return Err(ApiError::bad_value(
+                "n",
+                format!("prompts times n may be at most {MAX_CHOICES}, got {choices}"),
+            ));
+        }
+        match dialect {
+            Dialect::Batch => f.finish()?,
+            Dialect::Http(_) => call.ignored = f.unknown(),
+        }
         Ok(call)
     }
 
@@ -160,9 +219,7 @@ impl Call {
                 ));
             }
         };
-        f.refuse_unless("tools", &[], "; tool calls are not parsed yet")?;
-        f.refuse_unless("tool_choice", &[json!("none")], "")?;
-        f.take_bool("parallel_tool_calls", true)?; // without tools it asks for nothing
+        let tools = self.take_tools(f)?;
         f.refuse_unless("include_reasoning", &[json!(true)], "")?;
         for name in [
             "reasoning_effort",
@@ -178,7 +235,7 @@ impl Call {
             .ok_or_else(|| ApiError::bad_value("messages", "messages is missing"))?;
         self.prompts = vec![Prompt::Chat(ChatInput {
             messages,
-            tools: None,
+            tools,
             documents: f.take_as("documents", "a list of objects")?,
             template_kwargs: f
                 .take_as::<Map<String, Value>>("chat_template_kwargs", "an object")?
@@ -187,6 +244,56 @@ impl Call {
             continue_final_message: f.take_bool("continue_final_message", false)?,
         })];
         Ok(())
+    }
+
+    /// Tools go into the prompt; calls of them are parsed if the server knows how.
+    fn take_tools(&mut self, f: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
+        let able = self.parsers.tools;
+        self.parsers.tools = false;
+        let choice = f.take("tool_choice");
+        f.refuse_unless("parallel_tool_calls", &[json!(true)], "")?;
+        let Some(tools) = f.take("tools") else {
+            return match choice {
+                None => Ok(None),
+                Some(choice) if choice == "none" || choice == "auto" => Ok(None),
+                Some(_) => Err(ApiError::bad_value(
+                    "tool_choice",
+                    "tool_choice needs tools",
+                )),
+            };
+        };
+        let wrong = || {
+            ApiError::bad_value(
+                "tools",
+                "tools must be a list of {\"type\": \"function\", \"function\": {\"name\": …}}, \
+                 and not empty",
+            )
+        };
+        let Value::Array(tools) = tools else {
+            return Err(wrong());
+        };
+        let is_tool = |t: &Value| t["type"] == "function" && t["function"]["name"].is_string();
+        if tools.is_empty() || !tools.iter().all(is_tool) {
+            return Err(wrong());
+        }
+        match choice {
+            Some(choice) if choice == "none" => {}
+            Some(choice) if choice != "auto" => {
+                return Err(ApiError::bad_value(
+                    "tool_choice",
+                    "tool_choice may be \"none\" or \"auto\"; a call cannot be forced yet",
+                ));
+            }
+            _ if able => self.parsers.tools = true,
+            _ => {
+                return Err(ApiError::bad_value(
+                    "tool_choice",
+                    "\"auto\" tool choice requires --enable-auto-tool-choice and \
+                     --tool-call-parser to be set",
+                ));
+            }
+        }
+        Ok(Some(tools))
     }
 
     /// One request for the engine per prompt.
@@ -202,6 +309,23 @@ impl Call {
             })
             .collect()
     }
+}
+
+fn take_stream(f: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
+    if !f.take_bool("stream", false)? {
+        return Ok(None);
+    }
+    let Some(options) = f.take("stream_options") else {
+        return Ok(Some(StreamOptions::default()));
+    };
+    let mut options = Fields::new(options, "stream_options").map_err(|error| ApiError {
+        param: Some("stream_options".to_owned()),
+        ..error
+    })?;
+    Ok(Some(StreamOptions {
+        include_usage: options.take_bool("include_usage", false)?,
+        continuous_usage_stats: options.take_bool("continuous_usage_stats", false)?,
+    }))
 }
 
 fn take_prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {

@@ -1,5 +1,6 @@
 //! Errors in the API's form: `{"error": {"message", "type", "param", "code"}}`.
 
+use engine::RequestError;
 use serde_json::{Value, json};
 
 /// What a client is told about a request that was refused or failed.
@@ -46,6 +47,26 @@ impl ApiError {
         }
     }
 
+    /// 503: not now, but perhaps in a moment.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            status: 503,
+            kind: "Service Unavailable",
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// Any other status.
+    pub fn other(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            kind,
+            message: message.into(),
+            param: None,
+        }
+    }
+
     /// 500: the engine failed.
     pub fn internal(message: impl Into<String>) -> Self {
         Self {
@@ -59,5 +80,18 @@ impl ApiError {
     /// The `error` object.
     pub fn body(&self) -> Value {
         json!({"message": self.message, "type": self.kind, "param": self.param, "code": self.status})
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::QueueFull { .. } => Self::unavailable(error.to_string()),
+            e if !e.is_client_error() => Self::internal(e.to_string()),
+            e => Self {
+                param: e.param().map(str::to_owned),
+                ..Self::bad_value("", e.to_string())
+            },
+        }
     }
 }

@@ -64,6 +64,12 @@ impl Fields {
         }
     }
 
+    /// Names of what nobody took, shortened; fields that are `null` count as absent.
+    pub fn unknown(self) -> Vec<String> {
+        let present = self.0.into_iter().filter(|(_, value)| !value.is_null());
+        present.map(|(name, _)| shorten_text(&name)).collect()
+    }
+
     /// Refuses whatever is left.
     pub fn finish(self) -> Result<(), ApiError> {
         match self.0.keys().next() {
@@ -92,7 +98,8 @@ fn shorten(value: &Value) -> String {
     shorten_text(&value.to_string())
 }
 
-fn shorten_text(text: &str) -> String {
+/// At most 80 characters of a text.
+pub fn shorten_text(text: &str) -> String {
     match text.char_indices().nth(80) {
         None => text.to_owned(),
         Some((cut, _)) => format!("{}…", &text[..cut]),

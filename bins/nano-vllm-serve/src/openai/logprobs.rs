@@ -33,10 +33,14 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// The `logprobs` object of a completion: four parallel lists over `tokens`.
-/// `None` entries are tokens without a probability (the first of an echoed prompt).
-pub fn completion(entries: &[(u32, Option<&TokenLogprobs>)], names: &TokenNames<'_>) -> Value {
+/// `None` entries are tokens without a probability (the first of an echoed prompt). `offset` is
+/// the number of characters before the first.
+pub fn completion(
+    entries: &[(u32, Option<&TokenLogprobs>)],
+    mut offset: usize,
+    names: &TokenNames<'_>,
+) -> Value {
     let (mut offsets, mut texts, mut own, mut tops) = (vec![], vec![], vec![], vec![]);
-    let mut offset = 0;
     for (token, entry) in entries {
         let text = names.text(*token);
         offsets.push(offset);

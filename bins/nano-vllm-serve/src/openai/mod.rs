@@ -3,11 +3,13 @@
 mod call;
 mod error;
 mod fields;
-mod logprobs;
+pub mod logprobs;
+pub mod parts;
 mod response;
 mod sampling;
 
-pub use call::{Call, Endpoint, ModelNames};
+pub use call::{Call, Dialect, Endpoint, ModelNames};
 pub use error::ApiError;
-pub use fields::Fields;
-pub use response::response;
+pub use fields::{Fields, shorten_text};
+pub use logprobs::TokenNames;
+pub use response::{completion_logprobs, echoed, now, response, stop_reason};

@@ -1,10 +1,13 @@
 //! From the engine's outputs to a response body.
 
-use engine::{CompletionOutput, Frontend, RequestOutput, StopReason};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engine::{CompletionOutput, Finish, Frontend, RequestOutput, StopReason, TokenLogprobs};
 use serde_json::{Value, json};
 
 use super::call::{Call, Endpoint};
 use super::logprobs::{self, TokenNames};
+use super::parts::Splitter;
 
 /// The body that answers `call`; `outputs` stand in the order of its prompts. `created` is in
 /// seconds since 1970.
@@ -25,7 +28,7 @@ pub fn response(
             let index = at * call.params.n as usize + sequence.index as usize;
             let mut choice = match call.endpoint {
                 Endpoint::Completions => completion_choice(call, output, sequence, &names),
-                Endpoint::Chat => chat_choice(call, sequence, &names),
+                Endpoint::Chat => chat_choice(call, id, sequence, &names),
             };
             choice["index"] = json!(index);
             choices.push(choice);
@@ -86,15 +89,7 @@ fn completion_choice(
     text.push_str(generated);
     let mut choice = json!({"text": text, "logprobs": null});
     if let Some(entries) = &sequence.logprobs {
-        let mut all: Vec<_> = Vec::new();
-        if call.echo {
-            let prompt = output.prompt_logprobs.iter().flatten().map(Option::as_ref);
-            all.extend(output.prompt_token_ids.iter().copied().zip(prompt));
-        }
-        if !call.score_only {
-            all.extend(entries.iter().map(|e| (e.token, Some(e))));
-        }
-        choice["logprobs"] = logprobs::completion(&all, names);
+        choice["logprobs"] = completion_logprobs(call, output, entries, call.echo, 0, names);
     }
     if call.params.prompt_logprobs.is_some() {
         choice["prompt_logprobs"] = prompt_logprobs(output, names);
@@ -105,8 +100,45 @@ fn completion_choice(
     finish(call, sequence, choice)
 }
 
+/// The `logprobs` of a completion's choice: the prompt's if `with_prompt`, then `entries`.
+/// `offset` counts the characters that stand before them.
+pub fn completion_logprobs(
+    call: &Call,
+    output: &RequestOutput,
+    entries: &[TokenLogprobs],
+    with_prompt: bool,
+    offset: usize,
+    names: &TokenNames<'_>,
+) -> Value {
+    let mut all: Vec<_> = Vec::new();
+    if with_prompt {
+        let prompt = output.prompt_logprobs.iter().flatten().map(Option::as_ref);
+        all.extend(output.prompt_token_ids.iter().copied().zip(prompt));
+    }
+    if !call.score_only {
+        all.extend(entries.iter().map(|e| (e.token, Some(e))));
+    }
+    logprobs::completion(&all, offset, names)
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// What exactly stopped a sequence, as the API writes it.
+pub fn stop_reason(finish: &Finish) -> Value {
+    match &finish.stop_reason {
+        None => Value::Null,
+        Some(StopReason::Text(text)) => json!(text),
+        Some(StopReason::Token(id)) => json!(id),
+    }
+}
+
 /// The prompt's text: as it was sent, or decoded if it was sent as token ids.
-fn echoed(call: &Call, output: &RequestOutput, names: &TokenNames<'_>) -> String {
+pub fn echoed(call: &Call, output: &RequestOutput, names: &TokenNames<'_>) -> String {
     if let [engine::Prompt::Text(text)] = call.prompts.as_slice() {
         return text.clone();
     }
@@ -116,15 +148,37 @@ fn echoed(call: &Call, output: &RequestOutput, names: &TokenNames<'_>) -> String
         .unwrap_or_default()
 }
 
-fn chat_choice(call: &Call, sequence: &CompletionOutput, names: &TokenNames<'_>) -> Value {
-    let mut choice = json!({
-        "message": {"role": "assistant", "content": sequence.text},
-        "logprobs": null,
-    });
+fn chat_choice(
+    call: &Call,
+    id: &str,
+    sequence: &CompletionOutput,
+    names: &TokenNames<'_>,
+) -> Value {
+    let parts = Splitter::new(call.parsers).push(&sequence.text, true);
+    let mut message = json!({"role": "assistant", "content": parts.content});
+    if call.parsers.reasoning.is_some() {
+        message["reasoning"] = match parts.reasoning.is_empty() {
+            true => Value::Null,
+            false => json!(parts.reasoning),
+        };
+    }
+    let called = !parts.calls.is_empty();
+    if called {
+        let at = sequence.index as usize;
+        message["tool_calls"] = parts.calls.iter().map(|c| c.json(id, at, false)).collect();
+        if parts.content.is_empty() {
+            message["content"] = Value::Null;
+        }
+    }
+    let mut choice = json!({"message": message, "logprobs": null});
     if let Some(entries) = &sequence.logprobs {
         choice["logprobs"] = logprobs::chat(entries, names);
     }
-    finish(call, sequence, choice)
+    let mut choice = finish(call, sequence, choice);
+    if called && choice["finish_reason"] == "stop" {
+        choice["finish_reason"] = json!("tool_calls");
+    }
+    choice
 }
 
 /// What both kinds of choice end with.
@@ -139,15 +193,7 @@ fn finish(call: &Call, sequence: &CompletionOutput, mut choice: Value) -> Value 
         true => json!("length"),
         false => json!(sequence.finish_reason().map(|r| r.as_str())),
     };
-    let stop = sequence
-        .finish
-        .as_ref()
-        .and_then(|f| f.stop_reason.as_ref());
-    choice["stop_reason"] = match stop {
-        None => Value::Null,
-        Some(StopReason::Text(text)) => json!(text),
-        Some(StopReason::Token(id)) => json!(id),
-    };
+    choice["stop_reason"] = sequence.finish.as_ref().map_or(Value::Null, stop_reason);
     choice
 }
 

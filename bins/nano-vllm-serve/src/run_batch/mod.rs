@@ -6,7 +6,6 @@ mod line;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use batch_scheduler::RequestId;
@@ -16,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::args::EngineArgs;
-use crate::openai::{ApiError, Call, ModelNames, response};
+use crate::openai::{ApiError, Call, Dialect, ModelNames, now, response};
 use files::{InputLine, Output, open_input, read_ahead};
 use line::Line;
 
@@ -133,7 +132,13 @@ impl<R: Runner> Batch<'_, R> {
         let number = line.number;
         let Line { custom_id, request } = Line::parse(line);
         let call = request.and_then(|(endpoint, body)| {
-            Call::parse(endpoint, body, self.engine.frontend(), self.names)
+            Call::parse(
+                endpoint,
+                body,
+                self.engine.frontend(),
+                self.names,
+                Dialect::Batch,
+            )
         });
         let call = match call {
             Ok(call) => call,
@@ -260,16 +265,6 @@ fn request_id(number: u64, call: Option<&Call>) -> String {
 fn api_error(error: RequestError) -> anyhow::Result<ApiError> {
     match &error {
         RequestError::EngineDead(_) => Err(error.into()),
-        e if !e.is_client_error() => Ok(ApiError::internal(e.to_string())),
-        e => Ok(ApiError {
-            param: e.param().map(str::to_owned),
-            ..ApiError::bad_value("", e.to_string())
-        }),
+        _ => Ok(error.into()),
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }

@@ -1,0 +1,176 @@
+//! The flags of `serve`, named as in vLLM where vLLM has them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::args::EngineArgs;
+use crate::openai::parts::{Parsers, Reasoning};
+use crate::sizes::parse_size;
+
+/// Serves the OpenAI API over HTTP; `/` shows a chat and the live engine. SIGTERM drains: `/ready`
+/// turns 503, open requests end, then the process does.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// The model; same as --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub model_tag: Option<String>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Formats of tool calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ToolCallParser {
+    /// `<tool_call>` and JSON: Qwen, Hermes.
+    Hermes,
+}
+
+/// Formats of reasoning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReasoningParser {
+    /// From `<think>` to `</think>`.
+    Qwen3,
+    /// To `</think>`; the template has opened it.
+    #[value(name = "deepseek_r1")]
+    DeepseekR1,
+}
+
+/// What is about HTTP and not about the engine.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Server")]
+pub struct ServerArgs {
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub host: String,
+    /// Port to listen on; 0: any that is free.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// YAML file with flags as keys; flags on the command line win.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Key that clients must send as a bearer token, on every route but /health and /ready; may be
+    /// given several times.
+    #[arg(long, num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true, value_delimiter = ',')]
+    pub api_key: Vec<String>,
+    /// File with one key a line.
+    #[arg(long)]
+    pub api_key_file: Option<PathBuf>,
+    /// Certificate chain in PEM: serves HTTPS. SIGHUP reads it and the key again.
+    #[arg(long, requires = "ssl_keyfile")]
+    pub ssl_certfile: Option<PathBuf>,
+    /// Private key in PEM.
+    #[arg(long, requires = "ssl_certfile")]
+    pub ssl_keyfile: Option<PathBuf>,
+    /// Origins whose pages may call the API from a browser; * for all.
+    #[arg(long, num_args = 1..)]
+    pub allowed_origins: Vec<String>,
+    /// Most requests that wait for their first step; more get 503. 0: no limit. Unset: 1024, or
+    /// four times --max-num-seqs if that is more.
+    #[arg(long)]
+    pub max_num_queued_reqs: Option<usize>,
+    /// Seconds until a request is given up, queueing included; 0: never.
+    #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    pub request_timeout: Duration,
+    /// Seconds until a request that no step has touched is given up; 0: never.
+    #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    pub queue_timeout: Duration,
+    /// Seconds that open requests have to end after SIGTERM.
+    #[arg(long, default_value = "30", value_parser = parse_seconds)]
+    pub shutdown_timeout: Duration,
+    /// /health says 503 once work has waited so many seconds without a step that ends; 0: never.
+    #[arg(long, default_value = "60", value_parser = parse_seconds)]
+    pub watchdog_timeout: Duration,
+    /// Seconds that a client has for a request's head, and again for its body.
+    #[arg(long, default_value = "30", value_parser = parse_seconds)]
+    pub client_timeout: Duration,
+    /// Seconds that a client may take no byte of an answer; 0: for ever.
+    #[arg(long, default_value = "60", value_parser = parse_seconds)]
+    pub write_timeout: Duration,
+    /// Most connections at once; more wait to be accepted.
+    #[arg(long, default_value_t = 16384)]
+    pub max_connections: usize,
+    /// Most bytes of a request's body (accepts 16M, ...).
+    #[arg(long, default_value = "16M", value_parser = parse_size)]
+    pub max_body_size: u64,
+    /// Most bytes of a request's head.
+    #[arg(long, default_value = "64K", value_parser = parse_size)]
+    pub h11_max_incomplete_event_size: u64,
+    /// Most header fields of a request.
+    #[arg(long, default_value_t = 100)]
+    pub h11_max_header_count: usize,
+    /// Let models call tools; needs --tool-call-parser.
+    #[arg(long, requires = "tool_call_parser")]
+    pub enable_auto_tool_choice: bool,
+    /// How the model writes tool calls.
+    #[arg(long, value_enum, requires = "enable_auto_tool_choice")]
+    pub tool_call_parser: Option<ToolCallParser>,
+    /// How the model writes reasoning; it is then a field of its own.
+    #[arg(long, value_enum)]
+    pub reasoning_parser: Option<ReasoningParser>,
+    /// Seconds between comments that keep a silent stream alive; 0: none.
+    #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    pub sse_keep_alive_interval: Duration,
+    /// Put each request's id into its answer's X-Request-Id.
+    #[arg(long)]
+    pub enable_request_id_headers: bool,
+    /// Log every request, with its id.
+    #[arg(long)]
+    pub enable_log_requests: bool,
+    /// pretty or json.
+    #[arg(long, value_enum, default_value = "pretty")]
+    pub log_format: LogFormat,
+    /// Threads that speak HTTP.
+    #[arg(long, default_value_t = 2)]
+    pub http_threads: usize,
+    /// Instead of a model: tokens at once, which cost nothing. To measure the server itself.
+    #[arg(long, hide = true, conflicts_with_all = ["model", "model_tag"])]
+    pub fake_runner: bool,
+    /// With --fake-runner: milliseconds that a step takes.
+    #[arg(long, hide = true, default_value = "0", value_parser = parse_millis)]
+    pub fake_step_ms: Duration,
+}
+
+impl ServerArgs {
+    /// How chats' answers are split.
+    pub fn parsers(&self) -> Parsers {
+        Parsers {
+            reasoning: self.reasoning_parser.map(|parser| match parser {
+                ReasoningParser::Qwen3 => Reasoning::AtTag,
+                ReasoningParser::DeepseekR1 => Reasoning::AtOnce,
+            }),
+            tools: self.tool_call_parser.is_some(),
+        }
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    parse_duration(text, 1.0)
+}
+
+fn parse_millis(text: &str) -> Result<Duration, String> {
+    parse_duration(text, 1e-3)
+}
+
+/// A century is as good as for ever, and no addition of it to a time overflows.
+const MAX_SECONDS: f64 = 3.2e9;
+
+fn parse_duration(text: &str, unit: f64) -> Result<Duration, String> {
+    let value: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
+    match (0.0..=MAX_SECONDS).contains(&(value * unit)) {
+        true => Ok(Duration::from_secs_f64(value * unit)),
+        false => Err("must be between 0 and a century".to_owned()),
+    }
+}

@@ -1,0 +1,70 @@
+//! `--fake-runner`: tokens at once, so that what is measured is the server and not a model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use batch_scheduler::{ModelRunner, Sampled, Scheduler, SchedulerConfig, StepOutput, StepPlan};
+use engine::{AsyncEngine, AsyncOptions, Engine, EngineCore, TokenLogprobs};
+use paged_kv::{BlockManager, BlockSize, Config};
+use tp_model::SeqParams;
+
+/// Blocks of the cache that nothing is stored in: 4 million tokens.
+const BLOCKS: usize = 1 << 18;
+const BLOCK_SIZE: u32 = 16;
+
+/// Answers every step with tokens that depend on the slot and the step only.
+struct FakeRunner {
+    vocab_size: u32,
+    step_time: Duration,
+}
+
+impl ModelRunner for FakeRunner {
+    type Params = Arc<SeqParams>;
+    type Extra = TokenLogprobs;
+    type Ticket = StepOutput<TokenLogprobs>;
+    type Error = std::convert::Infallible;
+
+    fn launch(&mut self, plan: StepPlan<Arc<SeqParams>>) -> Result<Self::Ticket, Self::Error> {
+        if !self.step_time.is_zero() {
+            std::thread::sleep(self.step_time);
+        }
+        let sample = |slot: u32| {
+            // From the middle of the vocabulary: no special token.
+            let token = self.vocab_size / 2 + (slot + plan.step as u32) % (self.vocab_size / 4);
+            Sampled {
+                tokens: [token].into_iter().collect(),
+                extras: Vec::new(),
+                error: None,
+            }
+        };
+        Ok(StepOutput {
+            step: plan.step,
+            samples: plan.samples.iter().map(|s| sample(s.slot.0)).collect(),
+            prompt_extras: Vec::new(),
+        })
+    }
+
+    fn collect(&mut self, ticket: Self::Ticket) -> Result<Self::Ticket, Self::Error> {
+        Ok(ticket)
+    }
+}
+
+/// `engine` with its tokenizer, templates and limits, but without its model. Log-probabilities
+/// that are asked for do not come.
+pub fn start<R: engine::Runner>(
+    engine: Engine<R>,
+    step_time: Duration,
+    options: AsyncOptions,
+) -> anyhow::Result<AsyncEngine> {
+    let (core, frontend) = engine.into_parts();
+    let config: SchedulerConfig = core.scheduler().config().clone();
+    drop(core);
+    let kv = Config::new(BLOCKS, BlockSize::new(BLOCK_SIZE)?).prefix_caching(false);
+    let scheduler = Scheduler::new(config, BlockManager::new(kv)?)?;
+    let runner = FakeRunner {
+        vocab_size: u32::try_from(frontend.limits().vocab_size)?,
+        step_time,
+    };
+    let core = EngineCore::new(scheduler, runner);
+    Ok(AsyncEngine::start_with(core, frontend, options)?)
+}

@@ -1,0 +1,148 @@
+//! `/v1/completions` and `/v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use engine::RequestOutput;
+
+use super::body;
+use super::errors::{json_response, shutting_down};
+use super::generation::Generation;
+use super::lifecycle::Phase;
+use super::metrics::Rejection;
+use super::routes::{RequestId, is_plain_id};
+use super::sse::Events;
+use super::state::App;
+use crate::openai::{ApiError, Call, Dialect, Endpoint, now, response};
+
+/// Bodies of more bytes are parsed and tokenized on a thread that may block: on this one they
+/// would hold up everybody's streams.
+const INLINE_BYTES: usize = 8 << 10;
+
+pub async fn completions(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Response {
+    answer(app, Endpoint::Completions, id.0, request).await
+}
+
+pub async fn chat(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Response {
+    answer(app, Endpoint::Chat, id.0, request).await
+}
+
+async fn answer(app: Arc<App>, endpoint: Endpoint, id: String, request: Request) -> Response {
+    match try_answer(app, endpoint, id, request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// A request whose prompts are in the engine.
+struct Started {
+    call: Call,
+    id: String,
+    generation: Generation,
+}
+
+async fn try_answer(
+    app: Arc<App>,
+    endpoint: Endpoint,
+    id: String,
+    request: Request,
+) -> Result<Response, ApiError> {
+    if app.lifecycle.phase() != Phase::Ready {
+        app.metrics.on_rejection(Rejection::ShuttingDown);
+        return Err(shutting_down());
+    }
+    let in_flight = app.lifecycle.enter();
+    let bytes = body::read(&app, request).await?;
+    let small = bytes.len() <= INLINE_BYTES;
+    let start = {
+        let app = app.clone();
+        move || start(&app, endpoint, id, &bytes, in_flight)
+    };
+    let started = match small {
+        true => start(),
+        false => match tokio::task::spawn_blocking(start).await {
+            Ok(started) => started,
+            Err(_) => Err(ApiError::internal("the request could not be read")),
+        },
+    };
+    let Started {
+        call,
+        id,
+        mut generation,
+    } = started?;
+    let ignored = ignored_fields(&call);
+    let mut response = if call.stream.is_some() {
+        Events::new(app, call, &id, now(), generation).into_response()
+    } else {
+        let created = now();
+        generation.finish().await?;
+        let outputs: Vec<RequestOutput> = (0..generation.len())
+            .map(|at| generation.output(at).clone())
+            .collect();
+        drop(generation);
+        let mut body = response(&call, &id, created, &outputs, app.engine.frontend());
+        body["system_fingerprint"] = app.fingerprint().into();
+        json_response(StatusCode::OK, &body)
+    };
+    if let Some(ignored) = ignored {
+        response.headers_mut().insert("x-ignored-fields", ignored);
+    }
+    Ok(response)
+}
+
+fn start(
+    app: &Arc<App>,
+    endpoint: Endpoint,
+    id: String,
+    bytes: &Bytes,
+    in_flight: super::lifecycle::InFlight,
+) -> Result<Started, ApiError> {
+    let value = body::json(bytes)?;
+    let frontend = app.engine.frontend();
+    let call = Call::parse(
+        endpoint,
+        value,
+        frontend,
+        &app.names,
+        Dialect::Http(app.parsers),
+    )?;
+    let id = match &call.request_id {
+        Some(own) if !is_plain_id(own) => {
+            return Err(ApiError::bad_value(
+                "request_id",
+                "request_id must have 1 to 128 printable ASCII characters and no space",
+            ));
+        }
+        Some(own) => own.clone(),
+        None => id,
+    };
+    let generation = Generation::start(app, &call, &id, in_flight)?;
+    Ok(Started {
+        call,
+        id,
+        generation,
+    })
+}
+
+/// Fields that had no effect are named in the answer and in the log: a misspelt parameter must not
+/// go unnoticed.
+fn ignored_fields(call: &Call) -> Option<HeaderValue> {
+    if call.ignored.is_empty() {
+        return None;
+    }
+    let list = call.ignored[..call.ignored.len().min(10)].join(", ");
+    tracing::warn!("ignored unknown fields: {list}");
+    HeaderValue::from_str(&list).ok()
+}

@@ -1,0 +1,217 @@
+//! `serve`: the OpenAI API over HTTP, in vLLM's dialect.
+//!
+//! One file an idea: `net` accepts connections, `routes` says which path does what, `generate`
+//! takes requests, `generation` follows them through the engine, `sse` and `frame` write streams,
+//! `lifecycle` knows whether the server is ready, drains or ends.
+
+mod args;
+mod auth;
+mod body;
+pub mod config_file;
+mod cors;
+mod errors;
+mod fake;
+mod frame;
+mod generate;
+mod generation;
+mod heartbeat;
+mod lifecycle;
+mod live;
+mod metrics;
+mod net;
+mod routes;
+mod sse;
+mod state;
+mod text;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use engine::{AsyncEngine, AsyncOptions};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+
+pub use args::{LogFormat, ServeArgs};
+use auth::ApiKeys;
+use heartbeat::Heartbeat;
+use lifecycle::{Lifecycle, Phase};
+use metrics::Metrics;
+use net::Server;
+use state::{App, Ids};
+use tls::Tls;
+
+use crate::openai::{ModelNames, now};
+use crate::say::say;
+
+/// How long ended streams have to reach their clients.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Runs the command.
+pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let mut args = args.clone();
+    args.engine.model = args.engine.model.take().or(args.model_tag.take());
+    // Everything that can be wrong is looked at before the model is loaded.
+    let server = &args.server;
+    let keys = ApiKeys::new(&server.api_key, server.api_key_file.as_deref())?;
+    let tls = match (&server.ssl_certfile, &server.ssl_keyfile) {
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
+        _ => None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(server.http_threads.max(1))
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let listener = runtime
+        .block_on(TcpListener::bind((server.host.as_str(), server.port)))
+        .with_context(|| format!("cannot listen on {}:{}", server.host, server.port))?;
+    let result = start_engine(&args).and_then(|(engine, names, metrics, heartbeat)| {
+        let app = Arc::new(App {
+            engine,
+            names,
+            parsers: args.server.parsers(),
+            server: args.server.clone(),
+            keys,
+            lifecycle: Lifecycle::new(),
+            metrics,
+            heartbeat,
+            created: now(),
+            ids: Ids::new(),
+        });
+        runtime.block_on(serve(app, listener, tls))
+    });
+    // Blocking work that is left, such as a tokenizer in a huge prompt, is nobody's any more.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+type Parts = (AsyncEngine, ModelNames, Arc<Metrics>, Arc<Heartbeat>);
+
+fn start_engine(args: &ServeArgs) -> anyhow::Result<Parts> {
+    let (engine, names) = args.engine.load()?;
+    let limits = engine.frontend().limits().clone();
+    let config = vec![
+        ("block_size".to_owned(), args.engine.block_size.to_string()),
+        (
+            "num_gpu_blocks".to_owned(),
+            (limits.cache_tokens / args.engine.block_size).to_string(),
+        ),
+        (
+            "enable_prefix_caching".to_owned(),
+            (!args.engine.no_enable_prefix_caching).to_string(),
+        ),
+    ];
+    let metrics = Arc::new(Metrics::new(&names.0[0], limits.max_model_len, config));
+    let heartbeat = Arc::new(Heartbeat::new());
+    let observer = {
+        let (metrics, heartbeat) = (metrics.clone(), heartbeat.clone());
+        Box::new(move |stats: &engine::Stats, working| {
+            heartbeat.beat(working);
+            metrics.on_step(stats);
+        })
+    };
+    let queue = match args.server.max_num_queued_reqs {
+        None => Some(limits.max_num_seqs.saturating_mul(4).max(1024)),
+        Some(0) => None,
+        Some(most) => Some(most),
+    };
+    let options = AsyncOptions {
+        max_num_queued_reqs: queue,
+        observer: Some(observer),
+    };
+    let engine = match args.server.fake_runner {
+        true => fake::start(engine, args.server.fake_step_ms, options)?,
+        false => {
+            let (core, frontend) = engine.into_parts();
+            AsyncEngine::start_with(core, frontend, options)
+                .context("cannot start the engine's thread")?
+        }
+    };
+    Ok((engine, names, metrics, heartbeat))
+}
+
+async fn serve(app: Arc<App>, listener: TcpListener, tls: Option<Arc<Tls>>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let address = listener.local_addr().context("cannot listen")?;
+    let connections = Arc::new(Semaphore::new(
+        app.server.max_connections.clamp(1, MAX_PERMITS),
+    ));
+    let server = Server {
+        router: routes::router(app.clone()),
+        lifecycle: app.lifecycle.clone(),
+        tls: tls.clone(),
+        args: app.server.clone(),
+        connections: connections.clone(),
+    };
+    let most = connections.available_permits();
+    let accepting = tokio::spawn(server.accept(listener));
+    say(format_args!(
+        "{} is served at {scheme}://{address}",
+        app.names.0.join(", ")
+    ))?;
+    tracing::info!(%address, "ready");
+
+    signals.end(tls.as_deref()).await;
+    tracing::info!(in_flight = app.lifecycle.in_flight(), "draining");
+    app.lifecycle.advance(Phase::Draining);
+    tokio::select! {
+        () = app.lifecycle.drained() => {}
+        () = tokio::time::sleep(app.server.shutdown_timeout) => {}
+        () = signals.end(None) => {}
+    }
+    tracing::info!(in_flight = app.lifecycle.in_flight(), "stopping");
+    app.lifecycle.advance(Phase::Stopping);
+    let last_words = async {
+        app.engine.shutdown(false).await;
+        app.lifecycle.drained().await;
+        accepting.abort();
+        // Every connection has given its permit back, but for the one that the task above holds.
+        let _ = accepting.await;
+        let _ = connections.acquire_many(most as u32).await;
+    };
+    // A client that does not read must not keep the process alive.
+    let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// `acquire_many` counts in 32 bits.
+const MAX_PERMITS: usize = 1 << 20;
+
+/// Signals that end the process, and the one that renews the certificate.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    async fn end(&mut self, tls: Option<&Tls>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => match tls.map(Tls::reload) {
+                    None => {}
+                    Some(Ok(())) => tracing::info!("the certificate was read again"),
+                    Some(Err(error)) => tracing::error!("the old certificate stays: {error:#}"),
+                },
+            }
+        }
+    }
+}

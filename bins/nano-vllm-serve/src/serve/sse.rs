@@ -1,0 +1,218 @@
+//! The body of a streamed answer.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::Response;
+use bytes::Bytes;
+use engine::{OutputDelta, Prompt};
+use http_body::Frame;
+use tokio::time::{Instant, Sleep};
+
+use super::frame::{self, Frames, Source, Usage, completion_tokens};
+use super::generation::Generation;
+use super::state::App;
+use crate::openai::{ApiError, Call, TokenNames, echoed};
+
+/// Bytes after which a batch of chunks is handed on.
+const BATCH: usize = 32 << 10;
+
+/// Server-sent events of one answer. Nothing runs ahead of the reader: news that come while the
+/// socket is full wait in the engine's channel, and what waits there goes out as one chunk a
+/// choice. Dropping the body aborts the request.
+pub struct Events {
+    app: Arc<App>,
+    call: Call,
+    generation: Generation,
+    frames: Frames,
+    /// Whether each choice has had its first chunk.
+    begun: Vec<bool>,
+    /// News that are not written yet, by choice.
+    pending: Vec<Option<OutputDelta>>,
+    /// Choices in `pending`, in the order in which they came.
+    touched: Vec<usize>,
+    keep_alive: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+}
+
+impl Events {
+    /// The answer to `call`, whose prompts `generation` computes.
+    pub fn new(app: Arc<App>, call: Call, id: &str, created: u64, generation: Generation) -> Self {
+        let choices = generation.len() * call.params.n as usize;
+        let interval = app.server.sse_keep_alive_interval;
+        Self {
+            frames: Frames::new(&call, id, created, &app.fingerprint(), choices),
+            begun: vec![false; choices],
+            pending: vec![None; choices],
+            touched: Vec::new(),
+            keep_alive: (!interval.is_zero()).then(|| Box::pin(tokio::time::sleep(interval))),
+            ended: false,
+            app,
+            call,
+            generation,
+        }
+    }
+
+    /// Makes it a response.
+    pub fn into_response(self) -> Response {
+        let mut response = Response::new(Body::new(self));
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream; charset=utf-8"),
+        );
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // Proxies such as nginx would gather the chunks otherwise.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    fn take(&mut self, choice: usize, delta: OutputDelta) {
+        match &mut self.pending[choice] {
+            None => {
+                self.pending[choice] = Some(delta);
+                self.touched.push(choice);
+            }
+            Some(earlier) => {
+                earlier.text.push_str(&delta.text);
+                earlier.token_ids.extend(delta.token_ids);
+                earlier.logprobs.extend(delta.logprobs);
+                earlier.finish = delta.finish;
+            }
+        }
+    }
+
+    fn usage(&self, prompt: Option<usize>) -> Usage {
+        let mut usage = Usage::default();
+        for at in 0..self.generation.len() {
+            if prompt.is_none_or(|only| only == at) {
+                let output = self.generation.output(at);
+                usage.prompt_tokens += output.prompt_token_ids.len();
+                if !self.call.score_only {
+                    usage.completion_tokens += completion_tokens(&output.outputs);
+                }
+            }
+        }
+        usage
+    }
+
+    /// Writes what is pending.
+    fn write(&mut self, buffer: &mut Vec<u8>) {
+        let frontend = self.app.engine.frontend().clone();
+        let names = TokenNames {
+            tokenizer: frontend.tokenizer().map(|t| &**t),
+            as_ids: self.call.tokens_as_ids,
+        };
+        let options = self.call.stream.unwrap_or_default();
+        let n = self.call.params.n as usize;
+        for choice in std::mem::take(&mut self.touched) {
+            let Some(delta) = self.pending[choice].take() else {
+                continue;
+            };
+            let usage = options
+                .continuous_usage_stats
+                .then(|| self.usage(Some(choice / n)));
+            let from = Source {
+                call: &self.call,
+                names: &names,
+                output: self.generation.output(choice / n),
+                usage,
+            };
+            if !std::mem::replace(&mut self.begun[choice], true) {
+                let echo = match self.call.echo {
+                    true => echo_of(&self.call, choice / n, from.output, &names),
+                    false => String::new(),
+                };
+                self.frames.first(buffer, from, choice, &echo);
+            }
+            self.frames.delta(buffer, from, choice, &delta);
+        }
+    }
+
+    fn end(&mut self, buffer: &mut Vec<u8>, error: Option<&ApiError>) {
+        if let Some(error) = error {
+            frame::error(buffer, error);
+        } else if self.call.stream.unwrap_or_default().include_usage {
+            self.frames.usage(buffer, self.usage(None));
+        }
+        buffer.extend_from_slice(frame::DONE);
+        self.ended = true;
+    }
+}
+
+/// The text of one of several prompts.
+fn echo_of(
+    call: &Call,
+    prompt: usize,
+    output: &engine::RequestOutput,
+    names: &TokenNames<'_>,
+) -> String {
+    match &call.prompts[prompt] {
+        Prompt::Text(text) => text.clone(),
+        _ => echoed(call, output, names),
+    }
+}
+
+impl http_body::Body for Events {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let mut buffer = Vec::new();
+        let mut taken = 0;
+        loop {
+            match this.generation.poll_delta(cx) {
+                Poll::Ready(Some(Ok((choice, delta)))) => {
+                    taken += delta.text.len() + delta.token_ids.len();
+                    this.take(choice, delta);
+                    if taken < BATCH {
+                        continue;
+                    }
+                    // More may be there already: come back for it.
+                    cx.waker().wake_by_ref();
+                    this.write(&mut buffer);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    this.write(&mut buffer);
+                    this.end(&mut buffer, Some(&error));
+                }
+                Poll::Ready(None) => {
+                    this.write(&mut buffer);
+                    this.end(&mut buffer, None);
+                }
+                Poll::Pending => {
+                    this.write(&mut buffer);
+                    if buffer.is_empty() {
+                        ready!(poll_keep_alive(this, cx));
+                        buffer.extend_from_slice(b": keep-alive\n\n");
+                    }
+                }
+            }
+            if let Some(timer) = &mut this.keep_alive {
+                let next = Instant::now() + this.app.server.sse_keep_alive_interval;
+                timer.as_mut().reset(next);
+            }
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(buffer)))));
+        }
+    }
+}
+
+/// Ready when the stream has been silent for too long; never if that does not matter.
+fn poll_keep_alive(events: &mut Events, cx: &mut Context<'_>) -> Poll<()> {
+    match &mut events.keep_alive {
+        Some(timer) => timer.as_mut().poll(cx),
+        None => Poll::Pending,
+    }
+}

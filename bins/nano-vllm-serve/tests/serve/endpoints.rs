@@ -1,0 +1,158 @@
+//! Every route once.
+
+use serde_json::json;
+
+use crate::client::{Server, endless, request};
+
+#[test]
+fn every_route_answers() {
+    let server = Server::start(&["--enable-request-id-headers"]);
+    for path in ["/health", "/ready", "/ping"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    let models = server.get("/v1/models").json();
+    assert_eq!(models["data"][0]["id"], "nano-vllm-demo");
+    assert_eq!(models["data"][0]["max_model_len"], 1024);
+    assert_eq!(server.get("/v1/models/nano-vllm-demo").status, 200);
+    assert_eq!(server.get("/v1/models/other").error()["param"], "model");
+    assert!(server.get("/version").json()["version"].is_string());
+    assert_eq!(server.get("/load").json()["server_load"], 0);
+    assert!(server.get("/").text().contains("<title>nano-vllm"));
+
+    let text = "Grüße, 世界 🌍!";
+    let tokens = server.ok(
+        "/tokenize",
+        &json!({"prompt": text, "return_token_strs": true}),
+    );
+    assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
+    assert_eq!(
+        tokens["count"],
+        tokens["token_strs"].as_array().unwrap().len()
+    );
+    let back = server.ok("/detokenize", &json!({"tokens": tokens["tokens"]}));
+    assert_eq!(back["prompt"], text);
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}]});
+    assert!(server.ok("/tokenize", &chat)["count"].as_u64().unwrap() > 3);
+
+    for path in ["/v1/embeddings", "/v1/rerank", "/score"] {
+        let error = server.post(path, &json!({})).error();
+        assert!(error["message"].as_str().unwrap().contains(path), "{error}");
+    }
+    assert_eq!(server.get("/nowhere").error()["code"], 404);
+    let wrong = server.get("/v1/completions");
+    assert_eq!(wrong.error()["code"], 405);
+    assert!(wrong.header("allow").is_some());
+
+    let body = endless("a", 3).to_string();
+    let answer = server.raw(&request(
+        "/v1/completions",
+        "X-Request-Id: abc-1\r\n",
+        body.as_bytes(),
+    ));
+    assert_eq!(answer.header("x-request-id"), Some("abc-1"));
+    assert_eq!(answer.json()["id"], "cmpl-abc-1");
+    let mut typo = endless("a", 3);
+    typo["temprature"] = json!(1);
+    let answer = server.post("/v1/completions", &typo);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("x-ignored-fields"), Some("temprature"));
+
+    for name in [
+        "generation_tokens_total",
+        "prompt_tokens_total",
+        "time_to_first_token_seconds_count",
+        "e2e_request_latency_seconds_count",
+        "request_generation_tokens_count",
+    ] {
+        assert!(server.metric(name) > 0.0, "{name}");
+    }
+    assert_eq!(server.metric("generation_tokens_total"), 6.0);
+    server.wait_empty();
+}
+
+#[test]
+fn keys_are_needed_but_for_probes() {
+    let server = Server::start(&["--api-key", "one", "--api-key", "two"]);
+    for path in ["/health", "/ready"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    for path in [
+        "/",
+        "/v1/models",
+        "/metrics",
+        "/load",
+        "/version",
+        "/live",
+        "/nowhere",
+    ] {
+        let answer = server.get(path);
+        assert_eq!(answer.status, 401, "{path}");
+        assert_eq!(answer.json(), json!({"error": "Unauthorized"}));
+    }
+    let body = endless("a", 2).to_string();
+    let send = |headers: &str| {
+        let bytes = request("/v1/completions", headers, body.as_bytes());
+        server.raw(&bytes).status
+    };
+    assert_eq!(send(""), 401);
+    assert_eq!(send("Authorization: Bearer three\r\n"), 401);
+    assert_eq!(send("Authorization: Bearer one\r\n"), 200);
+    assert_eq!(send("Authorization: Bearer two\r\n"), 200);
+}
+
+#[test]
+fn flags_come_from_a_file_too() {
+    let path = std::env::temp_dir().join(format!("nano-vllm-config-{}.yaml", std::process::id()));
+    std::fs::write(
+        &path,
+        "served-model-name: [a, b]\nmax_num_seqs: 2\nport: 1\n",
+    )
+    .unwrap();
+    let server = Server::start(&["--config", path.to_str().unwrap()]);
+    std::fs::remove_file(&path).unwrap();
+    let models = server.get("/v1/models").json();
+    assert_eq!(models["data"][1]["id"], "b");
+    let error = server.post("/v1/completions", &json!({"model": "c", "prompt": "x"}));
+    assert_eq!(error.error()["message"], "The model `c` does not exist.");
+}
+
+#[test]
+fn browsers_of_other_origins_are_let_in_only_if_named() {
+    let server = Server::start(&["--allowed-origins", "https://a.example"]);
+    let from = |origin: &str, method: &str| {
+        let head = format!("{method} /version HTTP/1.0\r\nOrigin: {origin}\r\n\r\n");
+        server.raw(head.as_bytes())
+    };
+    let allow = "access-control-allow-origin";
+    assert_eq!(
+        from("https://a.example", "GET").header(allow),
+        Some("https://a.example")
+    );
+    assert_eq!(from("https://a.example", "OPTIONS").status, 204);
+    assert_eq!(from("https://b.example", "GET").header(allow), None);
+    assert_eq!(from("https://b.example", "OPTIONS").status, 405);
+}
+
+#[test]
+fn the_dashboard_shows_metrics_that_are_there() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/deploy/grafana.json"
+    );
+    let dashboard = std::fs::read_to_string(path).unwrap();
+    let server = Server::start(&[]);
+    server.ok("/v1/completions", &endless("a", 2));
+    let metrics = server.get("/metrics").text();
+    let mut used = 0;
+    for part in dashboard.split("vllm:").skip(1) {
+        let name: String = part
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
+        // Rejections have a line only once there was one.
+        let family = name.trim_end_matches("_bucket").trim_end_matches("_total");
+        assert!(metrics.contains(&format!("# TYPE vllm:{family}")), "{name}");
+        used += 1;
+    }
+    assert!(used > 20);
+}

@@ -1,0 +1,10 @@
+//! `nano-vllm-serve serve`, as its clients see it: the built program on a free port, and requests
+//! over plain sockets.
+
+mod bad_requests;
+mod client;
+mod endpoints;
+mod faults;
+mod limits;
+mod shutdown;
+mod streams;

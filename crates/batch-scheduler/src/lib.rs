@@ -2,8 +2,8 @@
 //! compute in the next step?
 //!
 //! The scheduler of vLLM's kind as a library of its own: chunked prefill mixed with decoding,
-//! paged KV memory with prefix sharing, preemption, parallel sampling by fork, speculative drafts,
-//! several steps in flight. It knows no tensors, threads or clocks. A [`StepPlan`] goes out, a
+//! paged KV memory with prefix sharing, preemption by recompute or swap, parallel sampling and beams
+//! by fork, speculative drafts, several steps in flight. It knows no tensors, threads or clocks. A [`StepPlan`] goes out, a
 //! [`StepOutput`] comes back, both plain data; whatever runs the model implements
 //! [`ModelRunner`].
 //!
@@ -63,12 +63,17 @@
 //!    token is left for each one behind: a long prompt slows decoding down, but never stops it.
 //! 2. *Where a block is missing*, a sequence with less claim is preempted: the policy chooses
 //!    among those behind the one in need. It keeps its tokens and computes them again later,
-//!    most of them from the prefix cache. The last in line waits where it is.
+//!    most of them from the prefix cache; or, under [`PreemptionMode::Swap`], its keys and values go
+//!    to host memory and come back. The last in line waits where it is.
 //! 3. *Waiting sequences* are admitted while slots, blocks and budget last, unless somebody was
 //!    preempted or left without room. Blocks for all of a sequence's tokens are taken at once.
 //!    Where the first in line does not fit, nobody passes it.
 //! 4. *A prompt that completes* for a request of `n` > 1 forks: the others share its blocks and
 //!    sample from the same logits. Their slots were set aside at admission.
+//!
+//! Between steps the caller may end a sequence ([`Scheduler::finish`]), replace what it has said
+//! ([`Scheduler::rewrite`]) and branch it ([`Scheduler::fork`]): beam search and guided decoding, as in
+//! `examples/beam.rs`.
 //!
 //! # Several steps in flight
 //!
@@ -87,7 +92,8 @@
 //! computes at least a token in every step it is not waiting for its own result; it finishes, and
 //! then the next is first. Preemption cannot go in circles, and under [`Fcfs`] and
 //! [`WeightedFair`] no request starves; under [`Priority`] none does while the more urgent ones
-//! are finite. `tests/progress.rs` holds the bound in steps that follows.
+//! are finite. (All this of sequences that their callers do not cut back again and again.)
+//! `tests/progress.rs` holds the bound in steps that follows.
 //!
 //! # Cost
 //!

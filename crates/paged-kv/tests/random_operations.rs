@@ -5,6 +5,8 @@ mod common;
 
 use common::world::{Setup, World};
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 
 fn long_run(block_size: u32, usable: usize) {
     let setup = Setup {
@@ -15,7 +17,7 @@ fn long_run(block_size: u32, usable: usize) {
         prefix_caching: true,
         vocabulary: 2,
     };
-    let mut world = World::new(setup, u64::from(block_size));
+    let mut world = World::new(setup, SmallRng::seed_from_u64(u64::from(block_size)));
     for _ in 0..100_000 {
         world.step();
     }
@@ -70,7 +72,7 @@ proptest! {
         steps in 1usize..400,
     ) {
         let setup = Setup { block_size, usable, host_blocks, window, prefix_caching, vocabulary };
-        let mut world = World::new(setup, seed);
+        let mut world = World::new(setup, SmallRng::seed_from_u64(seed));
         for _ in 0..steps {
             world.step();
         }

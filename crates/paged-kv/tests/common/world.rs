@@ -4,7 +4,7 @@ use paged_kv::{
     BlockHash, BlockManager, BlockSize, BlockState, BlockTable, CacheObserver, Config, KvAllocator,
     Salt, Stored, SwappedTable, TokenId,
 };
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{Rng, RngCore};
 use std::collections::{HashSet, VecDeque};
 
 use super::kv_sim::KvSim;
@@ -63,7 +63,7 @@ pub struct World {
     parked: Vec<Parked>,
     /// Tokens of the sequences that were freed last.
     past: VecDeque<Vec<TokenId>>,
-    rng: SmallRng,
+    rng: Box<dyn RngCore>,
     pub refusals: usize,
     pub hits: usize,
     pub copies: usize,
@@ -71,7 +71,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(setup: Setup, seed: u64) -> Self {
+    /// What happens is up to `rng`: a generator, or the bytes of a fuzzer.
+    pub fn new(setup: Setup, rng: impl RngCore + 'static) -> Self {
         let size = BlockSize::new(setup.block_size).unwrap();
         let config = Config::new(setup.usable + 1, size)
             .prefix_caching(setup.prefix_caching)
@@ -92,7 +93,7 @@ impl World {
             seqs: Vec::new(),
             parked: Vec::new(),
             past: VecDeque::new(),
-            rng: SmallRng::seed_from_u64(seed),
+            rng: Box::new(rng),
             refusals: 0,
             hits: 0,
             copies: 0,

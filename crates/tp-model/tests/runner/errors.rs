@@ -116,7 +116,7 @@ fn parameters_and_tokens_that_do_not_fit_fail_their_sequence_alone() {
 #[test]
 fn contradictions_are_errors_that_say_which() {
     type Spoil = fn(&mut Plan);
-    let cases: [(&str, Spoil); 11] = [
+    let cases: [(&str, Spoil); 12] = [
         ("slot 3 is released but holds no", |plan| {
             plan.released.push(SlotId(3))
         }),

@@ -163,7 +163,7 @@ impl Call {
         };
         match endpoint {
             Endpoint::Completions => call.take_completion(&mut f)?,
-            Endpoint::Chat => call.take_chat(&mut f)?,
+            Endpoint::Chat => call.take_chat(&mut f, dialect)?,
         }
         let choices = call.prompts.len().saturating_mul(call.params.n as usize);
         if choices > MAX_CHOICES {
@@ -197,7 +197,7 @@ impl Call {
         Ok(())
     }
 
-    fn take_chat(&mut self, f: &mut Fields) -> Result<(), ApiError> {
+    fn take_chat(&mut self, f: &mut Fields, dialect: Dialect) -> Result<(), ApiError> {
         if self.echo {
             return Err(ApiError::bad_value(
                 "echo",
@@ -219,6 +219,10 @@ impl Call {
                 ));
             }
         };
+        if dialect == Dialect::Batch {
+            f.refuse_unless("tools", &[], " in batches; `serve` parses tool calls")?;
+            f.refuse_unless("tool_choice", &[json!("none")], " in batches")?;
+        }
         let tools = self.take_tools(f)?;
         f.refuse_unless("include_reasoning", &[json!(true)], "")?;
         for name in [
@@ -251,7 +255,7 @@ impl Call {
         let able = self.parsers.tools;
         self.parsers.tools = false;
         let choice = f.take("tool_choice");
-        f.refuse_unless("parallel_tool_calls", &[json!(true)], "")?;
+        let parallel = f.take_bool("parallel_tool_calls", true)?;
         let Some(tools) = f.take("tools") else {
             return match choice {
                 None => Ok(None),
@@ -282,6 +286,12 @@ impl Call {
                 return Err(ApiError::bad_value(
                     "tool_choice",
                     "tool_choice may be \"none\" or \"auto\"; a call cannot be forced yet",
+                ));
+            }
+            _ if able && !parallel => {
+                return Err(ApiError::bad_value(
+                    "parallel_tool_calls",
+                    "parallel_tool_calls = false is not supported",
                 ));
             }
             _ if able => self.parsers.tools = true,

@@ -254,6 +254,9 @@ impl Metrics {
         for reason in ["stop", "length", "abort", "error"] {
             drop(this.success.get_or_create(&[("finished_reason", reason)]));
         }
+        for reason in ["queue_full", "queue_timeout", "shutting_down"] {
+            drop(this.rejections.get_or_create(&[("reason", reason)]));
+        }
         Self { registry, ..this }
     }
 

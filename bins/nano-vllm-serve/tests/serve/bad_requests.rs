@@ -116,6 +116,25 @@ fn wrong_chats() -> Vec<(Value, &'static str)> {
             json!({"messages": [{"role": "user", "content": "a"}], "echo": true}),
             "echo",
         ),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}], "tools": []}),
+            "tools",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}),
+            "tools",
+        ),
+        (
+            json!({
+                "messages": [{"role": "user", "content": "a"}],
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            }),
+            "tool_choice",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}),
+            "tool_choice",
+        ),
     ]
 }
 

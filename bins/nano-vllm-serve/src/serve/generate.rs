@@ -59,11 +59,12 @@ async fn try_answer(
     id: String,
     request: Request,
 ) -> Result<Response, ApiError> {
+    // First counted, then looked: a shutdown that begins in between waits for this one.
+    let in_flight = app.lifecycle.enter();
     if app.lifecycle.phase() != Phase::Ready {
         app.metrics.on_rejection(Rejection::ShuttingDown);
         return Err(shutting_down());
     }
-    let in_flight = app.lifecycle.enter();
     let bytes = body::read(&app, request).await?;
     let small = bytes.len() <= INLINE_BYTES;
     let start = {

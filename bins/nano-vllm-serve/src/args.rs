@@ -2,9 +2,10 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use engine::MaxModelLen;
+use engine::{MaxModelLen, World};
 
 use crate::sizes::{parse_count, parse_size};
 
@@ -75,9 +76,15 @@ pub struct EngineArgs {
     /// Number of blocks of the KV cache, whatever the memory.
     #[arg(long)]
     pub num_gpu_blocks_override: Option<usize>,
-    /// GPUs (or CPU ranks) to split the model over.
+    /// Ranks to divide the model among: threads of this process, or, under torchrun, processes.
     #[arg(long, alias = "tp", default_value_t = 1)]
     pub tensor_parallel_size: usize,
+    /// Seconds that a rank may keep the others waiting before all of them end.
+    #[arg(long, default_value = "60", value_parser = parse_seconds)]
+    pub distributed_timeout: Duration,
+    /// The other ranks, if they are processes.
+    #[arg(skip)]
+    pub world: Option<World>,
     /// Who goes first: fcfs, or priority (lower values first).
     #[arg(long, default_value = "fcfs")]
     pub scheduling_policy: String,
@@ -121,6 +128,14 @@ fn parse_threads(text: &str) -> Result<usize, String> {
     match parse_count(text)? {
         threads if threads <= most => Ok(threads),
         _ => Err(format!("must be at most {most}, four for each core")),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if (0.1..=86_400.0).contains(&seconds) => Ok(time),
+        _ => Err("must be between 0.1 and 86400".to_owned()),
     }
 }
 

@@ -43,6 +43,18 @@ impl EngineArgs {
         Ok((engine, ModelNames(names)))
     }
 
+    /// Runs a rank other than 0 until rank 0 ends; returns rank 0's exit code.
+    pub fn follow(&self) -> anyhow::Result<i32> {
+        if let Some(threads) = self.threads {
+            torch_ext::cpu::set_num_threads(threads);
+        }
+        let config = self.config()?;
+        Ok(match self.model {
+            None => engine::demo::follow(&config)?,
+            Some(_) => engine::follow(&config, None)?,
+        })
+    }
+
     fn config(&self) -> anyhow::Result<EngineConfig> {
         let defaults = EngineConfig::new(self.model.clone().unwrap_or_default());
         Ok(EngineConfig {
@@ -71,6 +83,8 @@ impl EngineArgs {
             enforce_eager: self.enforce_eager,
             served_model_name: self.served_model_name.clone(),
             tensor_parallel_size: self.tensor_parallel_size,
+            world: self.world.clone(),
+            distributed_timeout: self.distributed_timeout,
             max_logprobs: self.max_logprobs,
             chat_template: self.chat_template.clone(),
             skip_tokenizer_init: self.skip_tokenizer_init,

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod load;
 mod openai;
+mod ranks;
 mod run_batch;
 mod say;
 mod serve;
@@ -36,7 +37,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = std::env::args_os().collect();
-    let cli = match serve::config_file::expand(arguments) {
+    let mut cli = match serve::config_file::expand(arguments) {
         Ok(arguments) => Cli::parse_from(arguments),
         Err(error) => {
             eprintln!("nano-vllm-serve: {}", one_line(&error));
@@ -44,18 +45,58 @@ fn main() -> ExitCode {
         }
     };
     log(&cli.command);
-    let result = match &cli.command {
+    let failed = |error: &anyhow::Error| {
+        eprintln!("nano-vllm-serve: {}", one_line(error));
+        ExitCode::FAILURE
+    };
+    if let Some(engine) = cli.command.engine()
+        && let Err(error) = ranks::join(engine)
+    {
+        return failed(&error);
+    }
+    if !cli.command.is_for_all_ranks()
+        && let Some(result) = cli
+            .command
+            .engine()
+            .and_then(|engine| ranks::follow(engine))
+    {
+        return result.unwrap_or_else(|error| failed(&error));
+    }
+    let mut result = match &cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
         Command::RunBatch(args) => run_batch::run(args),
         Command::Bench(command) => bench::run(command),
     };
+    if let Some(engine) = cli.command.engine() {
+        result = ranks::finish(engine, result);
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nano-vllm-serve: {}", one_line(&error));
-            ExitCode::FAILURE
+        Err(error) => failed(&error),
+    }
+}
+
+impl Command {
+    /// The engine that it runs, if it runs one.
+    fn engine(&mut self) -> Option<&mut args::EngineArgs> {
+        match self {
+            Command::Serve(args) => {
+                // Followers must know it, too.
+                if let Some(model) = args.model_tag.take() {
+                    args.engine.model.get_or_insert(model);
+                }
+                Some(&mut args.engine)
+            }
+            Command::Demo(args) => Some(&mut args.engine),
+            Command::RunBatch(args) => Some(&mut args.engine),
+            Command::Bench(command) => command.engine(),
         }
+    }
+
+    /// Whether processes other than rank 0 run the command, too, instead of following.
+    fn is_for_all_ranks(&self) -> bool {
+        matches!(self, Command::Bench(bench::BenchCommand::Collective(_)))
     }
 }
 

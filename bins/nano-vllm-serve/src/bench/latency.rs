@@ -38,7 +38,7 @@ pub struct LatencyArgs {
     #[arg(long)]
     output_json: Option<PathBuf>,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
 }
 
 /// One run, in seconds.

@@ -1,5 +1,6 @@
 //! `bench latency`, `bench throughput` and `bench serve`, with vLLM's flags and JSON keys.
 
+mod collective;
 mod latency;
 mod serve;
 mod throughput;
@@ -15,6 +16,8 @@ use rand::{Rng, rngs::StdRng};
 use sampler::SamplingParams;
 use serde_json::Value;
 
+use crate::args::EngineArgs;
+
 /// Which bench.
 #[derive(Subcommand, Debug)]
 pub enum BenchCommand {
@@ -22,6 +25,8 @@ pub enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// Requests and tokens a second with all requests there from the start.
     Throughput(throughput::ThroughputArgs),
+    /// Time and bandwidth of the sums over ranks, by size.
+    Collective(collective::CollectiveArgs),
     /// Load on a server over HTTP: throughput and latencies as its clients see them.
     Serve(serve::ServeBenchArgs),
 }
@@ -31,7 +36,20 @@ pub fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Latency(args) => latency::run(args),
         BenchCommand::Throughput(args) => throughput::run(args),
+        BenchCommand::Collective(args) => collective::run(args),
         BenchCommand::Serve(args) => serve::run(args),
+    }
+}
+
+impl BenchCommand {
+    /// The engine that it runs, if it runs one.
+    pub fn engine(&mut self) -> Option<&mut EngineArgs> {
+        match self {
+            BenchCommand::Latency(args) => Some(&mut args.engine),
+            BenchCommand::Throughput(args) => Some(&mut args.engine),
+            BenchCommand::Collective(args) => Some(&mut args.engine),
+            BenchCommand::Serve(_) => None,
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub struct ThroughputArgs {
     #[arg(long)]
     output_json: Option<PathBuf>,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
 }
 
 pub fn run(args: &ThroughputArgs) -> anyhow::Result<()> {

@@ -34,7 +34,7 @@ pub struct DemoArgs {
     #[arg(long, conflicts_with = "prompt")]
     check: bool,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
 }
 
 /// One question and its answer so far.

@@ -7,4 +7,5 @@ mod demo_and_bench;
 mod files;
 mod good_lines;
 mod good_lines_checks;
+mod ranks;
 mod start_up;

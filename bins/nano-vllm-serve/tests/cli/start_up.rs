@@ -56,10 +56,7 @@ fn wrong_usage_is_exit_code_2() {
 #[test]
 fn options_that_cannot_work_are_named() {
     for (flags, text) in [
-        (
-            &["--tp", "2"][..],
-            "tensor_parallel_size: 2 is not supported",
-        ),
+        (&["--cpu", "--tp", "3"][..], "sizes that do: 1, 2, 4"),
         (&["--tp", "0"], "tensor_parallel_size"),
         (&["--device", "tpu"], "`tpu` is none of auto, cpu, cuda"),
         (&["--dtype", "int8"], "`int8`"),

@@ -30,6 +30,7 @@ impl Fingerprint {
             ("dtype", format!("{:?}", options.dtype)),
             ("load format", format!("{:?}", options.format)),
             ("backend", format!("{:?}", options.backend)),
+            ("deterministic", options.deterministic.to_string()),
             ("device", device_kind(options)),
         ])
     }

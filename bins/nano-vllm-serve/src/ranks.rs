@@ -1,0 +1,66 @@
+//! This process among others: under torchrun, Slurm or anything else that sets `RANK`,
+//! `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, every process is one rank of one model.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use engine::{Launcher, World};
+
+use crate::args::EngineArgs;
+
+/// How long the command may take to end by itself after another rank failed: open streams get
+/// their error, files are closed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Meets the other processes, if the environment says that there are any.
+pub fn join(args: &mut EngineArgs) -> anyhow::Result<()> {
+    let Some(launcher) = Launcher::from_env()? else {
+        return Ok(());
+    };
+    let (processes, ranks) = (launcher.world_size, args.tensor_parallel_size);
+    anyhow::ensure!(
+        processes == ranks,
+        "--tensor-parallel-size is {ranks}, but the launcher started {processes} processes \
+         (WORLD_SIZE); they must be equal"
+    );
+    let world = World::connect(&launcher, args.distributed_timeout)?;
+    let rank = launcher.rank;
+    world.health().on_failure(move |failure| {
+        let failure = failure.clone();
+        // A rank that waits for something else, requests for instance, ends all the same.
+        let exit = move || {
+            thread::sleep(LAST_WORDS);
+            eprintln!("nano-vllm-serve [rank {rank}]: {failure}");
+            std::process::exit(1);
+        };
+        if thread::Builder::new().spawn(exit).is_err() {
+            std::process::exit(1);
+        }
+    });
+    args.world = Some(world);
+    Ok(())
+}
+
+/// Runs this process if it is not rank 0; returns rank 0's exit code.
+pub fn follow(args: &EngineArgs) -> Option<anyhow::Result<ExitCode>> {
+    args.world.as_ref().filter(|world| world.rank() > 0)?;
+    // Any code but 0 to 255 cannot be, and means failure.
+    let code = |code: i32| ExitCode::from(u8::try_from(code).unwrap_or(1));
+    Some(args.follow().map(code))
+}
+
+/// The end of the command. On rank 0 it is what the other ranks exit with, and a failure if one of
+/// them is.
+pub fn finish(args: &EngineArgs, result: anyhow::Result<()>) -> anyhow::Result<()> {
+    let Some(world) = &args.world else {
+        return result;
+    };
+    let result = match (result, world.health().failure()) {
+        // Whatever became of the requests, the work is not done.
+        (Ok(()), Some(failure)) => Err(failure.into()),
+        (result, _) => result,
+    };
+    world.finish(i32::from(result.is_err()));
+    result
+}

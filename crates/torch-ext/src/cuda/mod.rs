@@ -37,6 +37,8 @@ mod kernels;
 mod linear_split;
 mod memory;
 #[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
 mod norm;
 #[cfg(feature = "cuda")]
 mod rope;
@@ -60,6 +62,7 @@ pub use self::{
     graph::{Graph, GraphPool},
     kernels::Kernels,
     memory::{memory, release_memory},
+    nccl::{Nccl, NcclAbort, NcclId},
     rope::WriteKv,
     sample::{SampleFailure, SampleMode},
     sample_state::{SampleSlot, SampleState},

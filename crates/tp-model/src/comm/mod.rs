@@ -1,11 +1,15 @@
 //! Communication between the ranks of a tensor-parallel model.
 
 mod health;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod solo;
 mod tcp;
 mod threads;
 
 pub use health::Health;
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
 pub use solo::Solo;
 use tch::Tensor;
 pub use tcp::Tcp;

@@ -93,7 +93,7 @@ fn obstacle(size: usize, config: &ModelConfig) -> Option<String> {
         }
     }
     let kv_heads = config.num_kv_heads;
-    match kv_heads % size == 0 || size.is_multiple_of(kv_heads) {
+    match kv_heads.is_multiple_of(size) || size.is_multiple_of(kv_heads) {
         true => None,
         false => Some(format!(
             "num_key_value_heads ({kv_heads}) is neither a multiple nor a divisor of it"

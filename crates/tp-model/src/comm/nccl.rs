@@ -1,0 +1,87 @@
+//! Ranks that are GPUs.
+
+use tch::Tensor;
+use torch_ext::cuda::{self, CudaError, NcclId};
+
+use super::{Collective, CommError, Health};
+
+/// One rank of a group of GPUs, through NCCL. Exchanges are put on libtorch's current stream: the
+/// caller does not wait, and they can be captured in a CUDA graph.
+#[derive(Debug)]
+pub struct Nccl {
+    comm: cuda::Nccl,
+    health: Health,
+}
+
+impl Nccl {
+    /// Joins the group of `id`; waits until all ranks do. A failure that `health` hears of aborts
+    /// what is under way, so that a stream that waits for a rank that is gone comes to its end.
+    pub fn new(
+        id: NcclId,
+        rank: usize,
+        world_size: usize,
+        device: usize,
+        health: &Health,
+    ) -> Result<Self, CommError> {
+        let failed = |error: CudaError| CommError {
+            rank,
+            world_size,
+            what: error.to_string(),
+        };
+        let comm = cuda::Nccl::new(id, rank, world_size, device).map_err(failed)?;
+        let abort = comm.abort_handle();
+        health.on_failure(move |_| abort.abort());
+        Ok(Self {
+            comm,
+            health: health.clone(),
+        })
+    }
+
+    /// Another rank's failure if there was one, else this error.
+    fn failed(&self, error: &CudaError) -> CommError {
+        self.health.fail(CommError {
+            rank: self.comm.rank(),
+            world_size: self.comm.world_size(),
+            what: error.to_string(),
+        })
+    }
+}
+
+impl Collective for Nccl {
+    fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.comm.world_size()
+    }
+
+    fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        let mut tensor = tensor.contiguous();
+        let summed = self.comm.all_reduce_sum(&mut tensor);
+        summed.map(|()| tensor).map_err(|e| self.failed(&e))
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        let all = self.comm.all_gather(&tensor.contiguous());
+        let all = all.map_err(|e| self.failed(&e))?;
+        Ok(Tensor::cat(&all.unbind(0), -1))
+    }
+
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {
+        let mut tensor = tensor.contiguous();
+        let told = self.comm.broadcast(&mut tensor, root);
+        told.map(|()| tensor).map_err(|e| self.failed(&e))
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError> {
+        let sent = self.comm.send(&tensor.contiguous(), to);
+        sent.map_err(|e| self.failed(&e))
+    }
+
+    fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError> {
+        let mut tensor = Tensor::empty(like.size(), (like.kind(), like.device()));
+        let received = self.comm.recv(&mut tensor, from);
+        received.map(|()| tensor).map_err(|e| self.failed(&e))
+    }
+}

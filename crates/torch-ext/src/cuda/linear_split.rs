@@ -46,7 +46,7 @@ const STAGES: usize = 4;
 /// Most rows of x that the kernel takes. With 128, cuBLAS was faster.
 pub(super) const MAX_ROWS: usize = 8 * NT;
 /// Most elements of a weight. From 16 million on, cuBLAS was faster.
-const MAX_WEIGHT: usize = 8 << 20;
+pub(super) const MAX_WEIGHT: usize = 8 << 20;
 
 /// How the kernel is built and launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,20 +23,6 @@ pub struct PagedWork {
 }
 
 impl PagedWork {
-    /// The tiles of `chunks`: index of a sequence, number of its new tokens, its context with them.
-    pub(crate) fn prefill(
-        kernels: &Kernels,
-        heads: Heads,
-        chunks: &[(usize, usize, usize)],
-    ) -> Option<Tensor> {
-        let tiles = kernels.prefill_tiles(heads, chunks);
-        (!tiles.is_empty()).then(|| {
-            Tensor::from_slice(&tiles)
-                .view([-1, 2])
-                .to_device(kernels.device())
-        })
-    }
-
     /// Every sequence by the prefill kernel, which can do all: for callers without a runner.
     fn of_host(kernels: &Kernels, heads: Heads, host: &HostBatch) -> Self {
         let chunk = |seq: usize| {
@@ -44,9 +30,13 @@ impl PagedWork {
             (seq, len as usize, host.context_len[seq] as usize)
         };
         let chunks: Vec<_> = (0..host.num_seqs()).map(chunk).collect();
+        let tiles = kernels.prefill_tiles(heads, &chunks);
         Self {
             decode: None,
-            prefill: Self::prefill(kernels, heads, &chunks),
+            prefill: (!tiles.is_empty()).then(|| {
+                let tiles = Tensor::from_slice(&tiles).view([-1, 2]);
+                tiles.to_device(kernels.device())
+            }),
             max_context: 0,
             workspace: None,
         }

@@ -71,6 +71,8 @@ struct Uploads {
     rows: Upload,
     tokens: Upload,
     samples: Upload,
+    decode: Upload,
+    tiles: Upload,
 }
 
 /// A step on its way.
@@ -159,6 +161,9 @@ impl CudaRunner {
                 rows: upload(torch_ext::cuda::ROW_INTS * rows)?,
                 tokens: upload(tokens)?,
                 samples: upload(3 * slots)?,
+                decode: upload(rows)?,
+                // A tile has at least one token; two integers each.
+                tiles: upload(2 * tokens)?,
             },
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,
@@ -224,7 +229,8 @@ impl CudaRunner {
         let rows = self.ints.num_rows();
         self.send_rows()?;
         self.prepare(rows)?;
-        let batch = self.attention_batch(self.ints.num_tokens, rows, self.paged_work()?);
+        let work = self.paged_work()?;
+        let batch = self.attention_batch(self.ints.num_tokens, rows, work);
         let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
         let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
         let hidden = self
@@ -302,8 +308,9 @@ impl CudaRunner {
         Ok(self.model.raw_logits(&hidden.map_err(|e| e.to_string())?))
     }
 
-    /// Who computes what in the step that was gathered.
-    fn paged_work(&self) -> Result<PagedWork, String> {
+    /// Who computes what in the step that was gathered. The lists go through pinned memory: a
+    /// plain copy would wait for the step before.
+    fn paged_work(&mut self) -> Result<PagedWork, String> {
         let rows = self.ints.lens.iter().zip(&self.ints.contexts).enumerate();
         let (mut decode, mut chunks) = (Vec::new(), Vec::new());
         for (row, (&len, &context)) in rows {
@@ -312,11 +319,15 @@ impl CudaRunner {
                 _ => chunks.push((row, len, context)),
             }
         }
-        let device = self.model.device();
-        let upload = |values: &[i32]| Tensor::from_slice(values).to_device(device);
+        let tiles = self.kernels.prefill_tiles(self.heads, &chunks);
+        let send = |upload: &mut Upload, values: &[i32]| {
+            upload.send(values).map_err(|e| e.to_string())?;
+            let sent = upload.device.narrow(0, 0, values.len() as i64);
+            Ok::<_, String>((!values.is_empty()).then_some(sent))
+        };
         Ok(PagedWork {
-            decode: (!decode.is_empty()).then(|| upload(&decode)),
-            prefill: PagedWork::prefill(&self.kernels, self.heads, &chunks),
+            decode: send(&mut self.uploads.decode, &decode)?,
+            prefill: send(&mut self.uploads.tiles, &tiles)?.map(|tiles| tiles.view([-1, 2])),
             max_context: self.config.max_model_len,
             workspace: Some(self.workspace.shallow_clone()),
         })

@@ -3,7 +3,7 @@ use std::ptr;
 use tch::Tensor;
 
 use super::check::{empty, finite, operand};
-use super::{ffi, threads};
+use super::{ffi, threads_for};
 use crate::Error;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension (Zhang and Sennrich, 2019).
@@ -45,7 +45,7 @@ fn norm(
         rows,
         dim,
         eps,
-        threads: threads(),
+        threads: threads_for(8 * rows * dim, 0),
     };
     // SAFETY: x, residual (or null) and y are [rows, dim], weight is [dim].
     unsafe { (ffi::kernels().rms_norm)(&args) };
@@ -67,7 +67,8 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, Error> {
         y: y.data_ptr().cast(),
         rows,
         dim,
-        threads: threads(),
+        // An exponential costs about as much as 40 products.
+        threads: threads_for(12 * rows * dim, 40 * rows * dim),
     };
     // SAFETY: gate_up is [rows, 2 dim] and y [rows, dim].
     unsafe { (ffi::kernels().silu_mul)(&args) };

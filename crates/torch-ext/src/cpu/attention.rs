@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::check::{empty, finite, operand};
-use super::{ffi, threads};
+use super::{ffi, threads_for};
 use crate::Error;
 
 /// Rows of a task (queries times the query heads of one kv head): enough to pay for unpacking a
@@ -137,7 +137,11 @@ pub fn paged_attention(
     let max_count = tasks.iter().map(|t| t.count as usize).max().unwrap_or(0);
     // SAFETY: a pure function of two numbers.
     let stride = unsafe { (kernels.attention_scratch)(max_count * (hq / hkv), d) };
-    let threads = threads();
+    // Each query meets all keys up to its own, twice: for scores and for values.
+    let keys =
+        |task: &ffi::AttentionTask| task.count as usize * (task.position + task.count) as usize;
+    let work = tasks.iter().map(keys).sum::<usize>() * hq * d;
+    let threads = threads_for(2 * work * dtype.size() / (hq / hkv), 2 * work);
     let scratch = empty(&[threads as usize, stride]);
     let args = ffi::Attention {
         q,

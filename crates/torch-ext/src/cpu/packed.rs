@@ -6,7 +6,7 @@ use memmap2::{MmapMut, MmapOptions};
 use tch::Tensor;
 
 use super::check::{empty, operand};
-use super::{Dtype, ffi, threads};
+use super::{Dtype, ffi, threads, threads_for};
 use crate::Error;
 
 /// Rows of a panel: `PANEL` in `csrc/cpu/simd.h`.
@@ -211,7 +211,7 @@ impl PackedWeight {
             bias,
             y,
             accumulate: i32::from(accumulate),
-            threads: threads(),
+            threads: threads_for(self.n * self.k * self.dtype.size(), m * self.n * self.k),
         };
         // SAFETY: the callers checked x [m, k], bias [n] or null, and y [m, n].
         unsafe { (ffi::kernels().linear)(&args) };
@@ -240,7 +240,7 @@ impl PackedWeight {
             ids: ids.as_ptr(),
             t: ids.len(),
             y: y.data_ptr().cast(),
-            threads: threads(),
+            threads: threads_for(4 * ids.len() * self.k, 0),
         };
         // SAFETY: every id is a row of the matrix, and y has room for as many rows as ids.
         unsafe { (ffi::kernels().embedding)(&args) };

@@ -3,7 +3,7 @@ use std::ptr;
 use tch::Tensor;
 
 use super::check::{empty, finite, operand};
-use super::{ffi, threads};
+use super::{ffi, threads_for};
 use crate::Error;
 
 /// `MAX_HEAD_DIM` in `csrc/cpu/simd.h`.
@@ -100,7 +100,7 @@ pub fn rope_and_cache(
         hkv,
         d,
         block_size,
-        threads: threads(),
+        threads: threads_for(8 * t * (hq + 2 * hkv) * d, 0),
     };
     // SAFETY: all shapes agree, positions are rows of the tables, slots lie inside the caches, and
     // a head fits the kernel's buffer.

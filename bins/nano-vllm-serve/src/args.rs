@@ -91,7 +91,8 @@ pub struct EngineArgs {
     /// auto (the fastest for the device), reference, torch, cpu or cuda.
     #[arg(long, default_value = "auto")]
     pub attention_backend: String,
-    /// The same bits for a request whatever its batch mates, chunks and cache hits; slower on a GPU.
+    /// Experimental: the same bits for a request whatever its batch mates, chunks and cache hits. A
+    /// CPU always gives them; a GPU gets closer, more slowly, but does not give them in all cases yet.
     #[arg(long)]
     pub deterministic: bool,
     /// No CUDA graphs: every kernel of a decode step is launched on its own.

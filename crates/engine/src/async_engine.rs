@@ -239,6 +239,13 @@ impl<R: Runner> CoreThread<R> {
         let cause = self.serve(commands);
         // Before the channels close: whoever finds one closed looks for the cause.
         let _ = self.cause.set(cause);
+        // The model's memory is given back before anybody ends the process: a GPU's driver is gone
+        // once the process is on its way out.
+        let CoreThread { core, leaving, .. } = self;
+        drop(core);
+        for done in leaving {
+            let _ = done.send(());
+        }
     }
 
     /// Steps until there is a reason to stop, and returns it.
@@ -246,9 +253,6 @@ impl<R: Runner> CoreThread<R> {
         loop {
             let idle = !self.core.has_work();
             if idle && !self.leaving.is_empty() {
-                for done in self.leaving.drain(..) {
-                    let _ = done.send(());
-                }
                 return "it was shut down".to_string();
             }
             if idle {

@@ -55,8 +55,9 @@ pub struct EngineConfig {
     pub overlap: Option<bool>,
     /// Which kernels run the model.
     pub attention_backend: Backend,
-    /// Whether a request's logits must be the same bits whatever its batch mates, chunks and cache
-    /// hits. The CPU's are anyway; a GPU pays with speed.
+    /// Experimental: whether a request's logits are to be the same bits whatever its batch mates,
+    /// chunks and cache hits. The CPU's are anyway; a GPU pays with speed, and does not reach it in
+    /// all cases yet.
     pub deterministic: bool,
     /// Whether decode steps on a GPU go without captured CUDA graphs.
     pub enforce_eager: bool,

@@ -59,7 +59,7 @@ type Change = fn(&mut EngineConfig);
 #[test]
 fn impossible_options_are_named_with_what_would_work() {
     let dir = fixture("qwen3-headdim");
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 11] = [
         (
             |c| c.tensor_parallel_size = 0,
             "tensor_parallel_size: must be at least 1",
@@ -79,8 +79,16 @@ fn impossible_options_are_named_with_what_would_work() {
             "max_model_len: 5000 exceeds the model's own 1024",
         ),
         (
+            |c| c.kv_cache_memory_bytes = Some(1 << 17),
+            "set max_model_len to at most 97, or kv_cache_memory_bytes to at least",
+        ),
+        (
             |c| c.kv_cache_memory_bytes = Some(1 << 14),
-            "set max_model_len to at most",
+            "; set kv_cache_memory_bytes to at least 1198080",
+        ),
+        (
+            |c| c.gpu_memory_utilization = f64::NAN,
+            "gpu_memory_utilization: must be above 0 and at most 1",
         ),
         (
             |c| c.kv_cache_memory_bytes = Some(1 << 50),

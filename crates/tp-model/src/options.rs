@@ -28,7 +28,8 @@ pub struct LoadOptions<'a> {
     pub format: LoadFormat,
     /// Which kernels run the model.
     pub backend: Backend,
-    /// Whether a token's logits must be the same bits whatever else is in the step, however its
+    /// Experimental on a GPU, where chunks and batches still show in the last bits of some prompts:
+    /// whether a token's logits are to be the same bits whatever else is in the step, however its
     /// prompt is cut into chunks, and whether its prefix was cached. The CPU's own kernels always
     /// are; on a GPU it costs speed. [`Model::load`](crate::Model::load) refuses it where the
     /// backend cannot.

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn random(rng: &mut StdRng) -> StepMessage {
-        let mut list = |rng: &mut StdRng| -> Vec<u32> {
+        let list = |rng: &mut StdRng| -> Vec<u32> {
             let len = rng.random_range(0..20);
             (0..len).map(|_| rng.random()).collect()
         };

@@ -75,7 +75,7 @@ fn exchanges(comm: &dyn Collective) {
             0 | 1 => {
                 let mut sum = &all[0] + &all[1];
                 for one in &all[2..] {
-                    sum = sum + one;
+                    sum += one;
                 }
                 let mut got = comm.all_reduce_sum(mine).unwrap();
                 // To the bit: the order of the sum is fixed.

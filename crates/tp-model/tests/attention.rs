@@ -88,6 +88,8 @@ fn scene(rng: &mut StdRng, kind: Kind) -> Scene {
             index: Tensor::from_slice(&positions),
         },
         host,
+        #[cfg(feature = "cuda")]
+        work: None,
     };
     let width = (num_heads + 2 * num_kv_heads) * head_dim;
     let cache = [num_blocks, num_kv_heads, block_size, head_dim].map(|n| n as i64);

@@ -125,10 +125,8 @@ fn nvrtc_version() -> Result<(i32, i32), CudaError> {
     }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: valid places for the results.
-    check(
-        unsafe { sys::nvrtcVersion(&mut major, &mut minor) },
-        "nvrtcVersion",
-    )?;
+    let result = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
+    check(result, "nvrtcVersion")?;
     Ok((major, minor))
 }
 

@@ -9,7 +9,7 @@
 //! | `shim` | what libtorch has and `tch` does not bind (`csrc/cuda/shim.cpp`) |
 //! | `stream`, `graph`, `memory` | safe handles on it |
 //! | `compile` | NVRTC, with a cache on disk |
-//! | [`Kernels`] | the kernels of `csrc/cuda/*.cu`; one file for each topic, with the checks |
+//! | `kernels` | the kernels of `csrc/cuda/*.cu`; one file for each topic, with the checks |
 
 #[cfg(feature = "cuda")]
 mod activation;

@@ -30,7 +30,7 @@ pub struct Decoder {
 /// What one job of loading yields.
 enum Piece {
     Vocabulary(Box<dyn Linear>),
-    Layer(DecoderLayer),
+    Layer(Box<DecoderLayer>),
 }
 
 impl Decoder {
@@ -44,7 +44,9 @@ impl Decoder {
         let pieces = in_parallel(vocabularies + config.num_layers, |index| {
             let mut loader = Loader::new(context);
             let piece = match index.checked_sub(vocabularies) {
-                Some(layer) => Piece::Layer(DecoderLayer::load(&mut loader, config, layer)?),
+                Some(layer) => {
+                    Piece::Layer(Box::new(DecoderLayer::load(&mut loader, config, layer)?))
+                }
                 None => {
                     let name = ["model.embed_tokens", "lm_head"][index];
                     let part = Part::new(name, config.vocab_size);
@@ -62,7 +64,7 @@ impl Decoder {
             used.extend(names);
             match piece {
                 Piece::Vocabulary(table) => tables.push(table),
-                Piece::Layer(layer) => layers.push(layer),
+                Piece::Layer(layer) => layers.push(*layer),
             }
         }
         let mut tables = tables.into_iter();

@@ -4,24 +4,26 @@
 //! the next step's input; their copies travel to pinned memory, where [`CudaRunner::collect`]
 //! finds them. Steps in which every sequence decodes replay a CUDA graph.
 
+mod apply;
 mod graphs;
 mod inputs;
+mod measure;
+mod sampling;
 
 use std::sync::Arc;
 
-use batch_scheduler::{AdmittedSeq, ModelRunner, SampleRow, Sampled, StepOutput, StepPlan};
+use batch_scheduler::{ModelRunner, SampleRow, StepOutput, StepPlan};
+use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
-use sampler::{TokenLogprobs, sequence_seed};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::{
-    DecodeWorkspace, Graph, GraphPool, Heads, Kernels, Readback, RowLimits, StepTensors, Stream,
-    Upload,
+    DecodeWorkspace, GraphPool, Heads, Kernels, Readback, RowLimits, StepTensors, Stream, Upload,
 };
 
-use self::graphs::{DecodeGraph, DecodeGraphs, capture_sizes};
+use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
 use super::prompt_logprobs::{PromptRows, prompt_rows};
-use super::{RunnerConfig, SeqParams, guarded, outcome};
+use super::{RunnerConfig, SeqParams, guarded};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
@@ -31,9 +33,6 @@ use crate::model::Model;
 
 /// Uploads that may wait for the device at a time: more than steps in flight.
 const UPLOADS: usize = 4;
-
-/// Memory of a captured graph beside its tensors, about.
-const GRAPH_BYTES: u64 = 2 << 20;
 
 /// A model on a GPU with its cache and the state of all running sequences.
 #[derive(Debug)]
@@ -184,86 +183,12 @@ impl CudaRunner {
         })
     }
 
-    /// Bytes that the largest steps take beside weights and cache, found by running them on a cache
-    /// of two blocks. The model comes back.
-    pub(crate) fn measure(
-        model: Model,
-        device: usize,
-        kernels: Arc<Kernels>,
-        config: &RunnerConfig,
-    ) -> Result<(Model, u64), ModelError> {
-        let config = RunnerConfig {
-            num_blocks: 2,
-            ..*config
-        };
-        let _no_grad = tch::no_grad_guard();
-        let mut runner = Self::without_graphs(model, kernels, &config)?;
-        runner.capture_graph(config.max_num_seqs)?;
-        runner.largest_step().map_err(options)?;
-        torch_ext::cuda::synchronize(device).map_err(options)?;
-        let during = torch_ext::cuda::memory(device).map_err(options)?;
-        let Self { model, .. } = runner;
-        torch_ext::cuda::release_memory().map_err(options)?;
-        let after = torch_ext::cuda::memory(device).map_err(options)?;
-        let graphs = capture_sizes(config.max_num_seqs).len() as u64;
-        let work = after.free.saturating_sub(during.free) + graphs * GRAPH_BYTES;
-        Ok((model, work))
-    }
-
-    /// A step of as many prompt tokens as there may be, in as few sequences as can hold them,
-    /// whose keys and values all go to one block.
-    fn largest_step(&mut self) -> Result<(), String> {
-        let slots = self.config.max_num_seqs;
-        self.ints.clear();
-        let _ = self.tables.fill_(1);
-        let mut left = self.config.max_num_batched_tokens;
-        self.ints.tokens.resize(left, 0);
-        for slot in 0..slots {
-            let len = left.min(self.config.max_model_len);
-            if len == 0 {
-                break;
-            }
-            self.ints.push_row(slot as i32, 0, len, 0);
-            left -= len;
-        }
-        let rows = self.ints.num_rows();
-        self.send_rows()?;
-        self.prepare(rows)?;
-        let work = self.paged_work()?;
-        let batch = self.attention_batch(self.ints.num_tokens, rows, work);
-        let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
-        let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
-        let hidden = self
-            .model
-            .forward(&ids, Some(&sampled), &self.cache, &batch);
-        let _ = self.model.raw_logits(&hidden.map_err(|e| e.to_string())?);
-        Ok(())
-    }
-
     pub(crate) fn model(&self) -> &Model {
         &self.model
     }
 
     pub(crate) fn config(&self) -> &RunnerConfig {
         &self.config
-    }
-
-    fn capture_graph(&mut self, size: usize) -> Result<(), ModelError> {
-        // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
-        self.ints.clear();
-        self.ints.pad(size);
-        self.send_rows().map_err(options)?;
-        let batch = self.decode_batch(size);
-        drop(self.decode(size, &batch).map_err(options)?);
-        let (graph, logits) =
-            Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
-        self.graphs.graphs.push(DecodeGraph {
-            size,
-            graph,
-            logits: logits.map_err(options)?,
-            _batch: batch,
-        });
-        Ok(())
     }
 
     /// What attention must know of `rows` rows of one token each. All of it are views of tensors
@@ -352,76 +277,6 @@ impl CudaRunner {
         let sent = self.uploads.rows.send(&self.ints.rows);
         sent.and_then(|()| self.uploads.tokens.send(&self.ints.tokens))
             .map_err(|e| e.to_string())
-    }
-
-    /// Brings slots, block tables, sampler and cache up to the plan.
-    fn apply(&mut self, plan: &mut StepPlan<Arc<SeqParams>>) -> Result<(), String> {
-        for &slot in &plan.released {
-            self.batch.release(slot)?;
-            self.sampler.release(slot.0);
-        }
-        for seq in plan.admitted.drain(..) {
-            self.admit(seq)?;
-        }
-        let copies: Vec<(u32, u32)> = plan
-            .copies
-            .iter()
-            .map(|copy| (copy.src.get(), copy.dst.get()))
-            .collect();
-        self.cache.copy_blocks(&copies)?;
-        for row in &plan.rows {
-            self.batch.extend(row, &plan.new_blocks)?;
-            let (at, count) = (row.table_at, row.new_blocks.len());
-            if count > 0 {
-                let blocks = &self.batch.get(row.slot)?.blocks()[at as usize..];
-                self.ints.change_table(row.slot.0, at, blocks);
-                self.flush_tables(false)?;
-            }
-        }
-        self.flush_tables(true)
-    }
-
-    fn admit(&mut self, seq: AdmittedSeq<Arc<SeqParams>>) -> Result<(), String> {
-        let (slot, params) = (seq.slot, seq.params.clone());
-        let admitted = self.sampler.admit(
-            slot.0,
-            params.sampling.clone(),
-            sequence_seed(params.seed, seq.index),
-            &seq.tokens,
-            seq.num_prompt as usize,
-            &params.eos_token_ids,
-        );
-        let refused = admitted.err().map(|e| e.to_string());
-        self.batch.admit(seq, refused)?;
-        let blocks = self.batch.get(slot)?.blocks();
-        self.ints.change_table(slot.0, 0, blocks);
-        self.flush_tables(false)
-    }
-
-    /// Sends collected changes of block tables, if they are many or `now`.
-    fn flush_tables(&mut self, now: bool) -> Result<(), String> {
-        let width = self.limits.width;
-        let room = self.uploads.blocks.device.size()[0] as usize;
-        let full = self.ints.blocks.len() + width > room
-            || self.ints.segments.len() >= 4 * self.config.max_num_seqs;
-        if self.ints.segments.is_empty() || !(now || full) {
-            return Ok(());
-        }
-        let text = |e: torch_ext::cuda::CudaError| e.to_string();
-        self.uploads
-            .segments
-            .send(&self.ints.segments)
-            .map_err(text)?;
-        self.uploads.blocks.send(&self.ints.blocks).map_err(text)?;
-        let applied = self.kernels.apply_tables(
-            &self.ints.segments,
-            &self.uploads.segments.device,
-            &self.uploads.blocks.device,
-            &self.tables,
-        );
-        self.ints.segments.clear();
-        self.ints.blocks.clear();
-        applied.map_err(|e| e.to_string())
     }
 
     fn step(&mut self, mut plan: StepPlan<Arc<SeqParams>>) -> Result<CudaTicket, RunnerError> {
@@ -549,61 +404,6 @@ impl CudaRunner {
             ticket.prompt_extras.push(entries);
         }
         Ok(())
-    }
-
-    /// Samples from `logits`, of which the first `count` rows are real.
-    fn sample(
-        &mut self,
-        logits: &Tensor,
-        slots: &Tensor,
-        positions: &Tensor,
-        count: usize,
-        ticket: &mut CudaTicket,
-    ) -> Result<(), String> {
-        let host_slots: Vec<u32> = ticket.samples.iter().map(|sample| sample.slot.0).collect();
-        let sampling = self
-            .sampler
-            .sample(logits, slots, positions, &host_slots)
-            .map_err(|e| e.to_string())?;
-        self.kernels
-            .keep_tokens(sampling.tokens(), slots, &self.last_token)
-            .map_err(|e| e.to_string())?;
-        let text = |e: torch_ext::cuda::CudaError| e.to_string();
-        let tch::Device::Cuda(index) = self.model.device() else {
-            return Err("the model left the GPU".to_owned());
-        };
-        let mut readback = match self.readbacks.pop() {
-            Some(readback) => readback,
-            None => Readback::new(self.config.max_num_seqs, Kind::Int, index).map_err(text)?,
-        };
-        let tokens = sampling.tokens().narrow(0, 0, count as i64);
-        readback.start(&tokens).map_err(text)?;
-        ticket.tokens = Some(readback);
-        ticket.sampling = Some(sampling);
-        Ok(())
-    }
-
-    fn finish(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, String> {
-        let mut samples: Vec<Sampled<TokenLogprobs>> = Vec::with_capacity(ticket.samples.len());
-        if let (Some(readback), Some(sampling)) = (ticket.tokens, ticket.sampling) {
-            let host = readback.wait().map_err(|e| e.to_string())?;
-            let mut tokens = vec![0i32; ticket.samples.len()];
-            let count = tokens.len();
-            host.copy_data(&mut tokens, count);
-            self.readbacks.push(readback);
-            let results = self
-                .sampler
-                .results(&sampling, &tokens)
-                .map_err(|e| e.to_string())?;
-            for (result, refused) in results.into_iter().zip(ticket.refused) {
-                samples.push(outcome(result, refused.as_deref()));
-            }
-        }
-        Ok(StepOutput {
-            step: ticket.step,
-            samples,
-            prompt_extras: ticket.prompt_extras,
-        })
     }
 }
 

@@ -1,0 +1,92 @@
+//! Capturing decode steps, and what memory the largest steps take.
+
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda::{Graph, Kernels};
+
+use super::graphs::{DecodeGraph, capture_sizes};
+use super::{CudaRunner, options};
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::runner::RunnerConfig;
+
+/// Memory of a captured graph beside its tensors, about.
+const GRAPH_BYTES: u64 = 2 << 20;
+
+impl CudaRunner {
+    /// Bytes that the largest steps take beside weights and cache, found by running them on a cache
+    /// of two blocks. The model comes back.
+    pub(crate) fn measure(
+        model: Model,
+        device: usize,
+        kernels: Arc<Kernels>,
+        config: &RunnerConfig,
+    ) -> Result<(Model, u64), ModelError> {
+        let config = RunnerConfig {
+            num_blocks: 2,
+            ..*config
+        };
+        let _no_grad = tch::no_grad_guard();
+        let mut runner = Self::without_graphs(model, kernels, &config)?;
+        runner.capture_graph(config.max_num_seqs)?;
+        runner.largest_step().map_err(options)?;
+        torch_ext::cuda::synchronize(device).map_err(options)?;
+        let during = torch_ext::cuda::memory(device).map_err(options)?;
+        let Self { model, .. } = runner;
+        torch_ext::cuda::release_memory().map_err(options)?;
+        let after = torch_ext::cuda::memory(device).map_err(options)?;
+        let graphs = capture_sizes(config.max_num_seqs).len() as u64;
+        let work = after.free.saturating_sub(during.free) + graphs * GRAPH_BYTES;
+        Ok((model, work))
+    }
+
+    /// A step of as many prompt tokens as there may be, in as few sequences as can hold them,
+    /// whose keys and values all go to one block.
+    fn largest_step(&mut self) -> Result<(), String> {
+        let slots = self.config.max_num_seqs;
+        self.ints.clear();
+        let _ = self.tables.fill_(1);
+        let mut left = self.config.max_num_batched_tokens;
+        self.ints.tokens.resize(left, 0);
+        for slot in 0..slots {
+            let len = left.min(self.config.max_model_len);
+            if len == 0 {
+                break;
+            }
+            self.ints.push_row(slot as i32, 0, len, 0);
+            left -= len;
+        }
+        let rows = self.ints.num_rows();
+        self.send_rows()?;
+        self.prepare(rows)?;
+        let work = self.paged_work()?;
+        let batch = self.attention_batch(self.ints.num_tokens, rows, work);
+        let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
+        let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
+        let hidden = self
+            .model
+            .forward(&ids, Some(&sampled), &self.cache, &batch);
+        let _ = self.model.raw_logits(&hidden.map_err(|e| e.to_string())?);
+        Ok(())
+    }
+
+    /// Captures the decode step of `size` rows.
+    pub(super) fn capture_graph(&mut self, size: usize) -> Result<(), ModelError> {
+        // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
+        self.ints.clear();
+        self.ints.pad(size);
+        self.send_rows().map_err(options)?;
+        let batch = self.decode_batch(size);
+        drop(self.decode(size, &batch).map_err(options)?);
+        let (graph, logits) =
+            Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
+        self.graphs.graphs.push(DecodeGraph {
+            size,
+            graph,
+            logits: logits.map_err(options)?,
+            _batch: batch,
+        });
+        Ok(())
+    }
+}

@@ -24,7 +24,8 @@ impl KvShape {
     /// Bytes of one block over all layers, keys and values.
     pub fn bytes_per_block(&self) -> usize {
         let token = self.num_kv_heads * self.head_dim * self.kind.elt_size_in_bytes();
-        2 * self.num_layers * self.block_size * token
+        // A block size beyond all memory is refused by whoever sees the result.
+        (2 * self.num_layers * token).saturating_mul(self.block_size)
     }
 }
 

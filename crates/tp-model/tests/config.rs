@@ -91,6 +91,10 @@ fn windows_follow_each_familys_rules() {
         windows("MistralForCausalLM", json!({"sliding_window": null})),
         (vec![None; 4], None)
     );
+    assert_eq!(
+        windows("MistralForCausalLM", json!({})),
+        (vec![Some(4096); 4], Some(4096))
+    );
     for family in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
         let off =
             json!({"sliding_window": 32, "use_sliding_window": false, "max_window_layers": 0});

@@ -37,6 +37,11 @@ impl Fields {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether the file has the field, be it null.
+    pub(super) fn names(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// A nested object; `None` if absent.
     pub(super) fn object(&self, name: &str) -> Result<Option<Fields>, ModelError> {
         match self.get(name) {

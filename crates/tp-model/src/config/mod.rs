@@ -247,7 +247,8 @@ fn parse_head_dim(
     Ok(head_dim)
 }
 
-/// Mistral slides in every layer. Qwen slides only with `use_sliding_window`, in the layers that
+/// Mistral slides in every layer, over 4096 tokens if its file does not say (`null` says: not at
+/// all), as in `transformers`' `MistralConfig`. Qwen slides only with `use_sliding_window`, in the layers that
 /// `layer_types` names or, without it, in those from `max_window_layers` on.
 fn parse_windows(
     config: &Fields,
@@ -260,6 +261,7 @@ fn parse_windows(
     };
     let window = match family {
         Family::Llama => None,
+        Family::Mistral if !config.names("sliding_window") => Some(4096),
         Family::Mistral => window,
         Family::Qwen2 | Family::Qwen3 => {
             window.filter(|_| matches!(config.bool("use_sliding_window"), Ok(Some(true))))

@@ -11,7 +11,7 @@ use tp_model::{LoadOptions, Model, ModelConfig, ModelError, Runner, RunnerConfig
 use crate::async_engine::AsyncEngine;
 use crate::chat_template::{ChatError, ChatTemplate};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy};
+use crate::config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, Policy};
 use crate::core::EngineCore;
 use crate::engine::Engine;
 use crate::frontend::{Frontend, Limits};
@@ -94,18 +94,7 @@ impl Engine<Runner> {
         // Everything small first: a broken tokenizer is reported before weights are read.
         let checkpoint = Checkpoint::Directory(dir.to_path_buf());
         let model_config = ModelConfig::from_dir(dir)?;
-        if let MaxModelLen::Tokens(tokens) = config.max_model_len
-            && tokens > model_config.max_context()
-        {
-            return Err(ConfigError::new(
-                "max_model_len",
-                format!(
-                    "{tokens} exceeds the model's own {}; lower it",
-                    model_config.max_context()
-                ),
-            )
-            .into());
-        }
+        wanted_model_len(config, model_config.max_context())?;
         let generation_config = GenerationConfig::load(&checkpoint)?;
         let tokenizer = match config.skip_tokenizer_init {
             true => None,

@@ -105,14 +105,7 @@ impl Bench {
                 } else {
                     Vec::new()
                 },
-                admitted: Vec::new(),
-                swap_outs: Vec::new(),
-                copies: Vec::new(),
-                swap_ins: Vec::new(),
-                new_blocks: Vec::new(),
-                drafts: Vec::new(),
-                rows: Vec::new(),
-                samples: Vec::new(),
+                ..StepPlan::default()
             };
             self.step += 1;
             for (at, &len) in prompts.iter().enumerate() {

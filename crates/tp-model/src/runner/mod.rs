@@ -178,13 +178,19 @@ impl ModelRunner for Runner {
     type Error = RunnerError;
 
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<StepTicket, RunnerError> {
-        if !(plan.swap_outs.is_empty() && plan.swap_ins.is_empty()) {
-            let what = "swapping KV blocks to host memory is not supported by this runner; use \
-                        PreemptionMode::Recompute"
-                .to_owned();
+        let swaps = !(plan.swap_outs.is_empty() && plan.swap_ins.is_empty());
+        let unsupported = match () {
+            () if swaps => Some(
+                "swapping KV blocks to host memory is not supported by this runner; use \
+                 PreemptionMode::Recompute",
+            ),
+            () if !plan.drafts.is_empty() => Some("draft tokens are not supported by this runner"),
+            () => None,
+        };
+        if let Some(what) = unsupported {
             return Err(RunnerError::Plan {
                 step: plan.step,
-                what,
+                what: what.to_owned(),
             });
         }
         match &mut self.0 {

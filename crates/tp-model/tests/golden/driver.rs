@@ -98,15 +98,7 @@ fn plan(
 ) -> StepPlan<Arc<SeqParams>> {
     let mut plan = StepPlan {
         step,
-        released: Vec::new(),
-        admitted: Vec::new(),
-        swap_outs: Vec::new(),
-        copies: Vec::new(),
-        swap_ins: Vec::new(),
-        new_blocks: Vec::new(),
-        drafts: Vec::new(),
-        rows: Vec::new(),
-        samples: Vec::new(),
+        ..StepPlan::default()
     };
     let mut left = budget;
     let decoding = |s: &Sequence| s.num_computed >= s.num_prompt;

@@ -61,15 +61,7 @@ pub fn params(sampling: SamplingParams) -> Arc<SeqParams> {
 pub fn empty(step: u64) -> Plan {
     StepPlan {
         step,
-        released: Vec::new(),
-        admitted: Vec::new(),
-        swap_outs: Vec::new(),
-        copies: Vec::new(),
-        swap_ins: Vec::new(),
-        new_blocks: Vec::new(),
-        drafts: Vec::new(),
-        rows: Vec::new(),
-        samples: Vec::new(),
+        ..StepPlan::default()
     }
 }
 

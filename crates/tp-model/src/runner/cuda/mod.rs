@@ -283,10 +283,6 @@ impl CudaRunner {
         let step = plan.step;
         let contradiction = |what| RunnerError::Plan { step, what };
         let device = |what| RunnerError::Device { step, what };
-        if !plan.drafts.is_empty() {
-            let what = "draft tokens are not supported by this runner".to_owned();
-            return Err(contradiction(what));
-        }
         self.ints.clear();
         self.apply(&mut plan).map_err(contradiction)?;
         self.ints

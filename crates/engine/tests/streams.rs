@@ -26,6 +26,18 @@ fn gated(setup: &Setup) -> (AsyncEngine, Sender<()>) {
     (engine, permits)
 }
 
+/// The answer to a question that is put between two steps: lets one step after the other pass until
+/// it is there. A permit alone may be used up before the question has reached the engine.
+async fn answer<T>(permits: &Sender<()>, question: impl Future<Output = T>) -> T {
+    tokio::pin!(question);
+    loop {
+        match tokio::time::timeout(Duration::from_millis(1), &mut question).await {
+            Ok(answer) => return answer,
+            Err(_) => permits.send(()).unwrap(),
+        }
+    }
+}
+
 /// Waits until no sequence is left; panics if blocks leaked or that takes too long.
 async fn wait_until_empty(engine: &AsyncEngine) {
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -269,21 +281,14 @@ fn shutdown_drains_or_aborts_and_refuses_what_comes_later() {
 fn snapshots_show_shared_prefix_blocks() {
     let (engine, permits) = gated(&Setup::default());
     let prompt = "sixteen and more letters";
-    let first = engine.generate(request(prompt, greedy(100))).unwrap();
-    permits.send(()).unwrap();
-    permits.send(()).unwrap();
     runtime().block_on(async {
-        // Answered after the second step: the prompt is published by then.
-        engine.stats().await.unwrap();
+        let first = engine.generate(request(prompt, greedy(100))).unwrap();
+        // The prompt is published once a step that computes it was collected.
+        while answer(&permits, engine.stats()).await.unwrap().totals.steps < 2 {}
         let second = engine.generate(request(prompt, greedy(100))).unwrap();
-        for _ in 0..3 {
-            permits.send(()).unwrap();
-        }
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let snapshot = engine.kv_snapshot();
-            permits.send(()).unwrap();
-            let snapshot = snapshot.await.unwrap();
+            let snapshot = answer(&permits, engine.kv_snapshot()).await.unwrap();
             if snapshot.sequences.len() == 2 && snapshot.num_shared() >= 4 {
                 break;
             }

@@ -20,6 +20,12 @@ pub struct SchedulerConfig {
     /// Most plans between [`schedule`](crate::Scheduler::schedule) and
     /// [`apply`](crate::Scheduler::apply): 1 is lockstep, 2 overlaps scheduling with the model.
     pub max_steps_in_flight: usize,
+    /// For runners whose steps pass from one pipeline stage to the next, where the first must know
+    /// a sampled token before it can go on from it: a sequence takes part in no step while a sample
+    /// of it is in flight, and a step samples for its share of the sequences alone, one in
+    /// `max_steps_in_flight`, so that the rest fill the steps behind it. A prompt needs no sample
+    /// before its end: its chunks follow each other at once.
+    pub micro_batches: bool,
     /// Width of the model's attention window in tokens, where *every* layer has one. Blocks that
     /// fell out of it are returned while the sequence runs.
     pub sliding_window: Option<u32>,
@@ -52,6 +58,7 @@ impl Default for SchedulerConfig {
             enable_chunked_prefill: true,
             long_prefill_token_threshold: 0,
             max_steps_in_flight: 2,
+            micro_batches: false,
             sliding_window: None,
             watermark_blocks: 0,
             preemption_mode: PreemptionMode::Recompute,

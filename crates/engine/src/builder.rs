@@ -197,6 +197,7 @@ fn assemble(
             .config()
             .sliding_window()
             .and_then(|window| u32::try_from(window).ok()),
+        micro_batches: false,
         watermark_blocks: 0,
         preemption_mode: batch_scheduler::PreemptionMode::Recompute,
     };

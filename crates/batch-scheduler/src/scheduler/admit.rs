@@ -10,7 +10,7 @@ use crate::sequence::Status;
 impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     /// Admits waiting sequences until the first that does not fit.
     pub(super) fn admit_waiting(&mut self, draft: &mut Draft<P>) {
-        while draft.budget > 0 {
+        while draft.budget > 0 && draft.samples_left > 0 {
             let Some(key) = self.waiting.head(self.policy.as_mut()) else {
                 return;
             };

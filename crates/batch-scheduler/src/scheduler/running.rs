@@ -14,6 +14,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     /// room and nobody was preempted.
     pub(super) fn schedule_running(&mut self, draft: &mut Draft<P>) -> bool {
         let mut all_served = true;
+        let micro_batches = self.config.micro_batches;
         let wants_service = self.policy.wants_service();
         let mut at = 0;
         while let Some(&key) = self.running.get(at) {
@@ -21,7 +22,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             let seq = &mut self.seqs[key];
             let wanted = seq.wanted();
             // With its last token in flight it may be as long as it gets, or of unknown length.
-            if seq.speculating || (seq.sampling > 0 && (seq.lockstep || wanted >= seq.limit)) {
+            if seq.speculating
+                || (seq.sampling > 0 && (seq.lockstep || micro_batches || wanted >= seq.limit))
+            {
                 continue;
             }
             // Whatever a prompt or drafts take, one token is left for everyone behind.
@@ -30,7 +33,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             if len > 1 && self.config.long_prefill_token_threshold > 0 {
                 len = len.min(self.config.long_prefill_token_threshold);
             }
-            if len == 0 {
+            let samples = len == (wanted - seq.computed) as usize;
+            if len == 0 || (samples && draft.samples_left == 0) {
                 continue;
             }
             let drafts = usable_drafts(seq, len, share);

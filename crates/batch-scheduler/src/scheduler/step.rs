@@ -50,6 +50,8 @@ pub(super) struct Draft<P> {
     pub(super) record: Record,
     /// Tokens the step may still compute.
     pub(super) budget: usize,
+    /// Sequences that may still sample, those aside that fork.
+    pub(super) samples_left: usize,
     pub(super) stats: StepStats,
     /// Sequences that fork because a row of this step completes their prompt, and that row.
     pub(super) forking: Vec<(u32, u32)>,
@@ -131,6 +133,7 @@ impl<P: Clone> Draft<P> {
     #[inline]
     pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32) {
         seq.sampling += 1;
+        self.samples_left = self.samples_left.saturating_sub(1);
         self.plan.samples.push(SampleRow {
             slot: SlotId(seq.slot),
             row,
@@ -194,9 +197,24 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             plan,
             record,
             budget: self.config.max_num_batched_tokens,
+            samples_left: self.share_of_samples(),
             stats: StepStats::default(),
             forking: Vec::new(),
         }
+    }
+
+    /// How many sequences a step may sample.
+    fn share_of_samples(&self) -> usize {
+        if !self.config.micro_batches {
+            return usize::MAX;
+        }
+        // Who cannot enter yet needs no place in a step.
+        let entering = match self.turned_away {
+            None => self.waiting.len().min(self.free_slots.len()),
+            Some(_) => 0,
+        };
+        let sequences = self.running.len() + entering;
+        sequences.div_ceil(self.config.max_steps_in_flight).max(1)
     }
 
     fn seal(&mut self, mut draft: Draft<P>) -> Option<StepPlan<P>> {

@@ -31,6 +31,7 @@ fn random_world(rng: &mut impl Rng) -> World {
         enable_chunked_prefill,
         long_prefill_token_threshold: *[0, 0, 1, 5].choose(rng).expect("not empty"),
         max_steps_in_flight: rng.random_range(1..=3),
+        micro_batches: rng.random_bool(0.3),
         sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..=12)),
         watermark_blocks: *[0, 0, 1, 3].choose(rng).expect("not empty"),
         preemption_mode: match rng.random_bool(0.5) {

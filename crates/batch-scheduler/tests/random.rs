@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 #[test]
 fn tokens_are_those_of_a_sequential_run() {
     let (mut operations, mut preemptions, mut copies, mut accepted, mut hits) = (0, 0, 0, 0, 0);
-    let (mut branches, mut swapped) = (0, 0);
+    let (mut branches, mut swapped, mut abandoned) = (0, 0, 0);
     for seed in 0..700 {
         let result = std::panic::catch_unwind(|| live(&mut StdRng::seed_from_u64(seed), 150));
         let Ok((branched, world)) = result else {
@@ -19,6 +19,7 @@ fn tokens_are_those_of_a_sequential_run() {
         operations += 150;
         branches += branched;
         swapped += world.runner.swapped;
+        abandoned += world.abandoned;
         preemptions += world.preemptions;
         copies += world.runner.copies;
         accepted += world.runner.accepted;
@@ -31,5 +32,6 @@ fn tokens_are_those_of_a_sequential_run() {
     assert!(accepted > 1_000, "{accepted} accepted drafts");
     assert!(branches > 500, "{branches} forks and rewrites");
     assert!(swapped > 500, "{swapped} blocks swapped in");
+    assert!(abandoned > 500, "{abandoned} steps without memory");
     assert!(hits > 10_000, "{hits} prefix hits");
 }

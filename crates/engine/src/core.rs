@@ -24,6 +24,9 @@ pub trait Runner: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs> {}
 
 impl<R: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs>> Runner for R {}
 
+/// After so many steps within a token budget that was cut for want of memory, it is doubled.
+const CALM_STEPS: u32 = 256;
+
 /// News from the core.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CoreEvent {
@@ -86,6 +89,8 @@ pub struct EngineCore<R: Runner> {
     unscheduled: Vec<(RequestId, Arc<SeqParams>)>,
     tracer: Option<Tracer>,
     scratch: Vec<Event<TokenLogprobs>>,
+    /// Steps since memory ran out or the token budget was raised.
+    calm_steps: u32,
     dead: Option<EngineDead>,
 }
 
@@ -99,6 +104,7 @@ impl<R: Runner> EngineCore<R> {
             unscheduled: Vec::new(),
             tracer: None,
             scratch: Vec::new(),
+            calm_steps: 0,
             dead: None,
         }
     }
@@ -167,8 +173,16 @@ impl<R: Runner> EngineCore<R> {
             if let Some(tracer) = &mut self.tracer {
                 tracer.planned(&plan, &self.scheduler.snapshot());
             }
-            let ticket = self.runner.launch(plan).map_err(dead)?;
-            self.tickets.push_back(ticket);
+            let (step, tokens) = (plan.step, plan.rows.iter().map(|r| r.len as usize).sum());
+            match self.runner.launch(plan) {
+                Ok(ticket) => self.tickets.push_back(ticket),
+                Err(error) if self.runner.is_out_of_memory(&error) => {
+                    self.do_with_less_memory(step, tokens, &error.to_string());
+                    self.pass_on(events);
+                    return Ok(());
+                }
+                Err(error) => return Err(dead(error)),
+            }
         }
         let full = self.tickets.len() >= self.scheduler.config().max_steps_in_flight;
         if !launched || full {
@@ -185,8 +199,45 @@ impl<R: Runner> EngineCore<R> {
                 .apply(output, &mut self.scratch)
                 .map_err(dead)?;
             self.pass_on(events);
+            self.try_more_memory();
         }
         Ok(())
+    }
+
+    /// Memory ran out in a step: it is done again in smaller ones. A sequence that finds none even
+    /// for a single token fails.
+    fn do_with_less_memory(&mut self, step: u64, tokens: usize, error: &str) {
+        let rows = self.scheduler.abandon(step).unwrap_or_default();
+        if tokens <= 1 {
+            tracing::error!("{error}; not even for one token: its request fails");
+            for (id, index) in rows {
+                let reason = FinishReason::Error("out of memory".to_owned());
+                self.scheduler.finish(id, index, reason, &mut self.scratch);
+            }
+            return;
+        }
+        self.scheduler.set_token_budget(tokens / 2);
+        self.calm_steps = 0;
+        let (seqs, budget) = (rows.len(), self.scheduler.token_budget());
+        tracing::warn!(
+            "{error}; its {seqs} sequences are computed again, in steps of at most {budget} tokens \
+             for now. A lower --gpu-memory-utilization or --max-num-batched-tokens avoids this"
+        );
+    }
+
+    /// After many steps that found memory, larger ones are tried again.
+    fn try_more_memory(&mut self) {
+        let (budget, most) = (
+            self.scheduler.token_budget(),
+            self.scheduler.config().max_num_batched_tokens,
+        );
+        if budget < most {
+            self.calm_steps += 1;
+            if self.calm_steps == CALM_STEPS {
+                self.calm_steps = 0;
+                self.scheduler.set_token_budget(2 * budget);
+            }
+        }
     }
 
     fn note_admissions(&mut self, plan: &StepPlan<Arc<SeqParams>>, events: &mut Vec<CoreEvent>) {

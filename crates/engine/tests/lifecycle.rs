@@ -31,6 +31,56 @@ fn a_sequence_whose_logits_break_fails_alone() {
 }
 
 #[test]
+fn without_memory_for_a_step_smaller_ones_come_to_the_same_tokens() {
+    for overlap in [false, true] {
+        let setup = Setup {
+            mode: Mode::Hash,
+            overlap,
+            ..Setup::default()
+        };
+        let requests = || {
+            let prompts = ["a common beginning, a", "a common beginning, b", "c"];
+            let params = SamplingParams {
+                n: 2,
+                seed: Some(3),
+                max_tokens: Some(12),
+                ..SamplingParams::default()
+            };
+            let request = |prompt: &&str| request(*prompt, params.clone());
+            prompts.iter().map(request).collect::<Vec<_>>()
+        };
+        let tokens = |memory_for: usize| {
+            let mut runner = setup.runner();
+            runner.memory_for = memory_for;
+            let mut engine = engine::Engine::new(setup.core_with(runner), setup.frontend());
+            let outputs = engine.generate(requests());
+            let preemptions = engine.stats().totals.preemptions;
+            assert_empty(&engine);
+            let tokens = |output: Result<engine::RequestOutput, RequestError>| {
+                let output = output.map_err(|error| error.to_string())?;
+                Ok::<_, String>(output.outputs.into_iter().map(|o| o.token_ids).collect())
+            };
+            let tokens: Vec<Result<Vec<Vec<u32>>, String>> =
+                outputs.into_iter().map(tokens).collect();
+            (tokens, preemptions)
+        };
+        let (expected, none) = tokens(usize::MAX);
+        assert_eq!(none, 0);
+        for memory_for in [1, 2, 3, 7, 20] {
+            let (got, preemptions) = tokens(memory_for);
+            assert_eq!(got, expected, "memory for {memory_for} tokens a step");
+            assert!(preemptions > 0);
+        }
+        // Where not even a token finds memory, each request gets its error, and the engine lives.
+        let (got, _) = tokens(0);
+        for request in got {
+            let error = request.unwrap_err();
+            assert!(error.contains("out of memory"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn cached_prefixes_show_in_metrics_and_salts_keep_them_apart() {
     let mut engine = Setup::default().engine();
     let prompt = "a shared beginning, sixteen and more";

@@ -104,7 +104,7 @@ impl ModelError {
     }
 }
 
-/// A failure of the runner that ends the engine.
+/// A failure of the runner that ends the engine, but for [`RunnerError::OutOfMemory`].
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {
     /// The plan contradicts the runner's state: a defect of the scheduler, not of a request.
@@ -126,6 +126,14 @@ pub enum RunnerError {
     /// libtorch failed while running the model.
     #[error("step {step}: libtorch: {what}")]
     Device {
+        /// Number of the plan.
+        step: u64,
+        /// libtorch's message.
+        what: String,
+    },
+    /// There was no memory for the step's rows. Nothing of them was kept, and the runner can go on.
+    #[error("step {step}: out of memory: {what}")]
+    OutOfMemory {
         /// Number of the plan.
         step: u64,
         /// libtorch's message.

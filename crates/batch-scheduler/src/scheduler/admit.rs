@@ -38,7 +38,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let available = self.kv.num_available();
         let total = seq.tokens.len();
         let swapped = seq.swapped.as_ref().map(SwappedTable::num_computed);
-        if !self.config.enable_chunked_prefill && total > draft.budget {
+        let cut = self.token_budget < self.config.max_num_batched_tokens;
+        if !self.config.enable_chunked_prefill && !cut && total > draft.budget {
             let cached = match (swapped, seq.use_cache) {
                 (Some(held), _) => held,
                 (None, true) => self.kv.match_prefix(&seq.tokens, seq.salt),

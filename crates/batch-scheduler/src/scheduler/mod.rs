@@ -1,5 +1,6 @@
 //! The scheduler: its books, and requests coming in.
 
+mod abandon;
 mod admit;
 mod apply;
 mod fork;
@@ -33,6 +34,8 @@ pub use fork::ForkError;
 /// `K` keeps the blocks, `P` is what the runner needs to sample (kept and cloned, never read).
 pub struct Scheduler<K: KvAllocator, P: Clone> {
     config: SchedulerConfig,
+    /// Tokens the next step may compute: fewer than configured after memory ran out.
+    token_budget: usize,
     kv: K,
     policy: Box<dyn SchedulingPolicy>,
     /// Tokens the pool holds.
@@ -93,6 +96,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         Ok(Self {
             capacity: blocks.saturating_mul(block_size),
             block_size: block_size as u32,
+            token_budget: config.max_num_batched_tokens,
             kv,
             policy,
             seqs: Arena::new(),

@@ -28,7 +28,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 continue;
             }
             // Whatever a prompt or drafts take, one token is left for everyone behind.
-            let share = draft.budget.saturating_sub(self.running.len() - at);
+            // (A budget that was cut may not reach that far.)
+            let behind = self.running.len() - at;
+            let share = draft.budget.saturating_sub(behind).max(1).min(draft.budget);
             let mut len = ((wanted - seq.computed) as usize).min(share);
             if len > 1 && self.config.long_prefill_token_threshold > 0 {
                 len = len.min(self.config.long_prefill_token_threshold);

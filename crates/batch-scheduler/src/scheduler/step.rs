@@ -196,7 +196,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         Draft {
             plan,
             record,
-            budget: self.config.max_num_batched_tokens,
+            budget: self.token_budget,
             samples_left: self.share_of_samples(),
             stats: StepStats::default(),
             forking: Vec::new(),

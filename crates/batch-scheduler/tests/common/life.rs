@@ -204,13 +204,23 @@ pub fn live(rng: &mut impl Rng, operations: usize) -> (usize, World) {
                     assert!(!world.abort(id));
                 }
             }
-            95..99 => {
+            95..97 => {
                 if let Some(&(id, index)) = world.live().choose(rng) {
                     assert!(world.finish(id, index));
                     assert!(!world.finish(id, index));
                 }
             }
-            _ => world.drain(rng.random_range(1..=depth)),
+            _ => match rng.random_bool(0.4) {
+                true => world.drain(rng.random_range(1..=depth)),
+                false => {
+                    let small = rng.random_range(1..=8);
+                    world.set_memory(if rng.random_bool(0.5) {
+                        small
+                    } else {
+                        usize::MAX
+                    });
+                }
+            },
         }
     }
     world.drain(depth);

@@ -2,7 +2,6 @@
 //! checks what a plan may and may not ask for.
 
 use std::collections::{HashSet, VecDeque};
-use std::convert::Infallible;
 
 use batch_scheduler::{ModelRunner, Sampled, SlotId, StepOutput, StepPlan};
 use paged_kv::{BlockId, TokenId};
@@ -24,6 +23,11 @@ struct Launched {
     reads: HashSet<(BlockId, usize)>,
 }
 
+/// The step's rows take more memory than there is.
+#[derive(Debug, thiserror::Error)]
+#[error("out of memory")]
+pub struct OutOfMemory;
+
 /// A [`ModelRunner`] on simulated memory. A sampled token's extra is the digest it came from.
 pub struct PagedRunner {
     block_size: usize,
@@ -34,6 +38,8 @@ pub struct PagedRunner {
     slots: Vec<Option<Slot>>,
     launched: VecDeque<Launched>,
     next_step: u64,
+    /// Tokens of the largest step that finds memory.
+    pub memory_for: usize,
     pub copies: usize,
     pub swapped: usize,
     pub accepted: usize,
@@ -57,6 +63,7 @@ impl PagedRunner {
             slots: (0..max_num_seqs).map(|_| None).collect(),
             launched: VecDeque::new(),
             next_step: 0,
+            memory_for: usize::MAX,
             copies: 0,
             swapped: 0,
             accepted: 0,
@@ -232,9 +239,9 @@ impl ModelRunner for PagedRunner {
     type Params = Params;
     type Extra = u64;
     type Ticket = u64;
-    type Error = Infallible;
+    type Error = OutOfMemory;
 
-    fn launch(&mut self, plan: StepPlan<Params>) -> Result<u64, Infallible> {
+    fn launch(&mut self, plan: StepPlan<Params>) -> Result<u64, OutOfMemory> {
         assert_eq!(plan.step, self.next_step);
         self.next_step += 1;
         let tokens: u32 = plan.rows.iter().map(|r| r.len).sum();
@@ -244,6 +251,9 @@ impl ModelRunner for PagedRunner {
         self.swap_out(&plan);
         self.copy_blocks(&plan);
         self.swap_in(&plan);
+        if tokens as usize > self.memory_for {
+            return Err(OutOfMemory);
+        }
         let mut reads = HashSet::new();
         let mut slots = HashSet::new();
         let mut prompt_extras = Vec::new();
@@ -278,7 +288,11 @@ impl ModelRunner for PagedRunner {
         Ok(plan.step)
     }
 
-    fn collect(&mut self, step: u64) -> Result<StepOutput<u64>, Infallible> {
+    fn is_out_of_memory(&self, OutOfMemory: &OutOfMemory) -> bool {
+        true
+    }
+
+    fn collect(&mut self, step: u64) -> Result<StepOutput<u64>, OutOfMemory> {
         let launched = self.launched.pop_front().expect("nothing in flight");
         assert_eq!(launched.output.step, step, "collected out of order");
         Ok(launched.output)

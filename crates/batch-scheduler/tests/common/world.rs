@@ -34,6 +34,7 @@ pub struct World {
     window: Option<u32>,
     pub steps: usize,
     pub preemptions: usize,
+    pub abandoned: usize,
 }
 
 impl World {
@@ -67,6 +68,7 @@ impl World {
             window,
             steps: 0,
             preemptions: 0,
+            abandoned: 0,
         }
     }
 
@@ -150,9 +152,31 @@ impl World {
         if stats.preemptions > 0 {
             assert_eq!(stats.admitted, 0, "a step that preempts admits nobody");
         }
-        let Ok(ticket) = self.runner.launch(plan);
-        self.tickets.push_back(ticket);
+        let (step, tokens) = (
+            plan.step,
+            plan.rows.iter().map(|row| row.len as usize).sum(),
+        );
+        match self.runner.launch(plan) {
+            Ok(ticket) => self.tickets.push_back(ticket),
+            Err(_) => self.abandon(step, tokens),
+        }
         true
+    }
+
+    /// Memory ran out in a step: it is taken back, and the next are half as large.
+    fn abandon(&mut self, step: u64, tokens: usize) {
+        self.abandoned += 1;
+        assert_eq!(self.scheduler.abandon(step + 1), None, "not in flight");
+        let rows = self.scheduler.abandon(step).expect("the newest step");
+        assert!(!rows.is_empty());
+        assert_eq!(self.scheduler.abandon(step), None, "taken back twice");
+        self.scheduler.set_token_budget(tokens / 2);
+    }
+
+    /// Memory for steps of so many tokens, from now on.
+    pub fn set_memory(&mut self, tokens: usize) {
+        self.runner.memory_for = tokens;
+        self.scheduler.set_token_budget(usize::MAX);
     }
 
     /// Collects and applies the oldest step in flight. Returns whether there was one.
@@ -160,7 +184,7 @@ impl World {
         let Some(ticket) = self.tickets.pop_front() else {
             return false;
         };
-        let Ok(output) = self.runner.collect(ticket);
+        let output = self.runner.collect(ticket).expect("launched");
         self.scheduler
             .apply(output, &mut self.events)
             .expect("in step");

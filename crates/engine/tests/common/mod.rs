@@ -77,8 +77,12 @@ pub enum Mode {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the device is lost in step {0}")]
-pub struct Lost(u64);
+pub enum Lost {
+    #[error("the device is lost in step {0}")]
+    Device(u64),
+    #[error("no memory in step {0}")]
+    Memory(u64),
+}
 
 struct Slot {
     tokens: Vec<u32>,
@@ -93,6 +97,8 @@ pub struct FakeRunner {
     /// Fail in this step.
     pub fail_at: Option<u64>,
     pub panic_at: Option<u64>,
+    /// Tokens of the largest step that finds memory.
+    pub memory_for: usize,
     /// Each launch takes a permit, if there is such a channel.
     pub permits: Option<Receiver<()>>,
     slots: Vec<Option<Slot>>,
@@ -104,6 +110,7 @@ impl FakeRunner {
             mode,
             fail_at: None,
             panic_at: None,
+            memory_for: usize::MAX,
             permits: None,
             slots: (0..max_num_seqs).map(|_| None).collect(),
         }
@@ -154,7 +161,7 @@ impl ModelRunner for FakeRunner {
         }
         assert_ne!(self.panic_at, Some(plan.step), "told to panic");
         if self.fail_at == Some(plan.step) {
-            return Err(Lost(plan.step));
+            return Err(Lost::Device(plan.step));
         }
         for slot in &plan.released {
             self.slots[slot.0 as usize] = None;
@@ -169,6 +176,10 @@ impl ModelRunner for FakeRunner {
                 params: seq.params,
                 computed: seq.num_computed as usize,
             });
+        }
+        let tokens: u32 = plan.rows.iter().map(|row| row.len).sum();
+        if tokens as usize > self.memory_for {
+            return Err(Lost::Memory(plan.step));
         }
         let mut prompt_extras = Vec::new();
         for row in &plan.rows {
@@ -213,6 +224,10 @@ impl ModelRunner for FakeRunner {
             samples: samples.collect(),
             prompt_extras,
         })
+    }
+
+    fn is_out_of_memory(&self, error: &Lost) -> bool {
+        matches!(error, Lost::Memory(_))
     }
 
     fn collect(&mut self, ticket: Self::Ticket) -> Result<Self::Ticket, Lost> {

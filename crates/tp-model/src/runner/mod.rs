@@ -201,6 +201,10 @@ impl ModelRunner for Runner {
         .map(StepTicket)
     }
 
+    fn is_out_of_memory(&self, error: &RunnerError) -> bool {
+        matches!(error, RunnerError::OutOfMemory { .. })
+    }
+
     fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
         match (ticket.0, &mut self.0) {
             (Launched::Done(output), _) => Ok(output),
@@ -219,6 +223,28 @@ fn guarded<T>(step: u64, run: impl FnOnce() -> Result<T, RunnerError>) -> Result
         let what = panic_text(panic.as_ref());
         Err(RunnerError::Device { step, what })
     })
+}
+
+/// As [`guarded`], for the part of a step that computes rows: memory that runs out there is no
+/// reason to stop. Everything that stands in front of the rows in the plan must have been done.
+fn guarded_rows<T>(
+    step: u64,
+    run: impl FnOnce() -> Result<T, RunnerError>,
+) -> Result<T, RunnerError> {
+    guarded(step, run).map_err(|error| match error {
+        RunnerError::Device { step, what } if tells_of_memory(&what) => {
+            RunnerError::OutOfMemory { step, what }
+        }
+        other => other,
+    })
+}
+
+/// Whether a message of libtorch says that an allocation failed, on a GPU or on the host. tch
+/// passes nothing on but the message.
+fn tells_of_memory(what: &str) -> bool {
+    ["CUDA out of memory", "can't allocate memory"]
+        .iter()
+        .any(|sign| what.contains(sign))
 }
 
 fn outcome(result: SampleResult, refused: Option<&str>) -> Sampled<TokenLogprobs> {

@@ -23,7 +23,7 @@ use torch_ext::cuda::{
 use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
 use super::prompt_logprobs::{PromptRows, prompt_rows};
-use super::{RunnerConfig, SeqParams, guarded};
+use super::{RunnerConfig, SeqParams, guarded, guarded_rows};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
@@ -319,11 +319,19 @@ impl CudaRunner {
                 .all(|(at, (row, sample))| {
                     row.len == 1 && sample.row as usize == at && sample.slot == row.slot
                 });
-        match plain {
-            true => self.decode_step(rows, &mut ticket).map_err(device)?,
-            false => self.mixed_step(&wanted, &mut ticket).map_err(device)?,
+        let result = guarded_rows(step, || {
+            match plain {
+                true => self.decode_step(rows, &mut ticket),
+                false => self.mixed_step(&wanted, &mut ticket),
+            }
+            .map_err(device)
+        });
+        if let Err(RunnerError::OutOfMemory { .. }) = result {
+            // The next step is smaller: what fits no more in the pieces kept for this one may fit
+            // in one piece.
+            torch_ext::cuda::release_memory().map_err(|e| device(e.to_string()))?;
         }
-        Ok(ticket)
+        result.map(|()| ticket)
     }
 
     /// Every sequence gets one token, and samples the next.

@@ -9,7 +9,9 @@ use sampler::{BatchSampler, TokenLogprobs, sequence_seed};
 use tch::Tensor;
 
 use super::prompt_logprobs::PromptRows;
-use super::{RunnerConfig, SeqParams, failed, guarded, outcome, prompt_rows, to_host};
+use super::{
+    RunnerConfig, SeqParams, failed, guarded, guarded_rows, outcome, prompt_rows, to_host,
+};
 use crate::comm::CommError;
 use crate::distributed::{Followers, StepMessage};
 use crate::error::{ModelError, RunnerError};
@@ -157,12 +159,25 @@ impl HostRunner {
             self.tell(message)
                 .map_err(|source| RunnerError::Comm { step, source })?;
         }
+        // The other ranks are in the middle of the step by then.
+        match self.followers.is_some() {
+            true => self.rows(&plan),
+            false => guarded_rows(step, || self.rows(&plan)),
+        }
+    }
+
+    /// Computes and samples the rows that were gathered.
+    fn rows(
+        &mut self,
+        plan: &StepPlan<Arc<SeqParams>>,
+    ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
+        let step = plan.step;
         let mut output = StepOutput {
             step,
             samples: Vec::with_capacity(plan.samples.len()),
             prompt_extras: Vec::new(),
         };
-        let Some(run) = self.run(&plan)? else {
+        let Some(run) = self.run(plan)? else {
             return Ok(output);
         };
         let failed = |source| RunnerError::Comm { step, source };

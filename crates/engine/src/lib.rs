@@ -67,3 +67,8 @@ pub use batch_scheduler::{RequestId, Stats};
 pub use sampler::{SamplingParams, TokenLogprobs};
 pub use tp_model::distributed::{Launcher, World};
 pub use tp_model::{Backend, DtypeChoice};
+
+/// The README's code is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -22,8 +22,16 @@ pub(crate) enum Status {
     Leaving,
 }
 
-/// The tokens that end a request's sequences, side by side: they are compared in every step.
+/// The tokens that end a request's sequences. They are compared in every step, so few of the
+/// others may cost a look at the list.
+#[derive(Clone)]
 pub(crate) struct StopTokens {
+    /// Bit `id % 64` is set for each of them.
+    sieve: u64,
+    list: Arc<StopList>,
+}
+
+struct StopList {
     /// End-of-sequence tokens, then stop tokens.
     ids: SmallVec<[TokenId; 8]>,
     num_eos: usize,
@@ -35,18 +43,49 @@ impl StopTokens {
             true => &[][..],
             false => &stop.eos_token_ids,
         };
+        let ids: SmallVec<_> = eos.iter().chain(&stop.stop_token_ids).copied().collect();
         Self {
-            ids: eos.iter().chain(&stop.stop_token_ids).copied().collect(),
-            num_eos: eos.len(),
+            sieve: ids.iter().fold(0, |sieve, id| sieve | 1u64 << (id % 64)),
+            list: Arc::new(StopList {
+                ids,
+                num_eos: eos.len(),
+            }),
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ids.is_empty()
+    #[inline]
+    fn reason(&self, token: TokenId) -> Option<FinishReason> {
+        match self.sieve >> (token % 64) & 1 {
+            0 => None,
+            _ => self.search(token),
+        }
+    }
+
+    #[cold]
+    fn search(&self, token: TokenId) -> Option<FinishReason> {
+        let at = self.list.ids.iter().position(|&id| id == token)?;
+        Some(match at < self.list.num_eos {
+            true => FinishReason::Eos,
+            false => FinishReason::StopToken(token),
+        })
     }
 }
 
+/// Tokens proposed to follow the last one known.
+#[derive(Default)]
+pub(crate) struct Drafts {
+    pub(crate) tokens: Vec<TokenId>,
+    /// How many tokens the sequence had then.
+    pub(crate) at: u32,
+}
+
+/// The order of the fields is that of memory. A decode step reads the first three cache lines,
+/// for each sequence twice, and with thousands of them the caches are what it waits for.
+#[repr(C, align(64))]
 pub(crate) struct Seq<P> {
+    // The first line: where it stands.
+    /// Prompt, then output as far as it is known.
+    pub(crate) tokens: Vec<TokenId>,
     pub(crate) status: Status,
     /// Has a row of several drafts in flight: how long it is comes with that row.
     pub(crate) speculating: bool,
@@ -70,30 +109,31 @@ pub(crate) struct Seq<P> {
     pub(crate) stop_from: u32,
     /// `done` from which on another block has left the window.
     pub(crate) reclaim_at: u32,
-    /// Prompt, then output as far as it is known.
-    pub(crate) tokens: Vec<TokenId>,
+
+    // The second line: what it is, and what few sequences have.
+    pub(crate) id: RequestId,
+    pub(crate) index: u32,
+    pub(crate) preemptions: u32,
+    pub(crate) stop: StopTokens,
+    /// Drafts to verify.
+    pub(crate) drafts: Option<Box<Drafts>>,
+    /// The request's other sequences, by index, until the prompt is computed.
+    pub(crate) fork: Vec<(u32, P)>,
+
+    // The third line, and what no step reads.
     /// Set exactly while it holds a slot.
     pub(crate) table: Option<BlockTable>,
     /// Its first `num_computed` keys and values, in host memory; only while it waits.
     pub(crate) swapped: Option<SwappedTable>,
-    /// Drafts to verify, proposed when it had `drafts_at` tokens.
-    pub(crate) drafts: Vec<TokenId>,
-    pub(crate) drafts_at: u32,
-    pub(crate) stop: Arc<StopTokens>,
-    pub(crate) id: RequestId,
-    pub(crate) index: u32,
     pub(crate) order: Order,
     pub(crate) queue: u64,
     pub(crate) salt: Salt,
     pub(crate) use_cache: bool,
-    pub(crate) params: P,
-    /// The request's other sequences, by index, until the prompt is computed.
-    pub(crate) fork: Vec<(u32, P)>,
     /// Prompt hits of the first admission.
     pub(crate) cached: Option<u32>,
-    pub(crate) preemptions: u32,
     /// Prompt positions whose extras were passed on.
     pub(crate) prompt_reported: u32,
+    pub(crate) params: P,
 }
 
 impl<P> Seq<P> {
@@ -103,17 +143,21 @@ impl<P> Seq<P> {
         self.tokens.len() as u32 + self.sampling
     }
 
+    /// Forgets what was proposed.
+    pub(crate) fn drop_drafts(&mut self) {
+        if let Some(drafts) = &mut self.drafts {
+            drafts.tokens.clear();
+        }
+    }
+
     /// Whether `token`, the last of `tokens`, ends the sequence.
     #[inline]
     pub(crate) fn stop_reason(&self, token: TokenId) -> Option<FinishReason> {
         let len = self.tokens.len() as u32;
         if len >= self.stop_from
-            && let Some(at) = self.stop.ids.iter().position(|&id| id == token)
+            && let Some(reason) = self.stop.reason(token)
         {
-            return Some(match at < self.stop.num_eos {
-                true => FinishReason::Eos,
-                false => FinishReason::StopToken(token),
-            });
+            return Some(reason);
         }
         (len >= self.limit).then_some(FinishReason::Length)
     }
@@ -125,5 +169,17 @@ impl<P> Seq<P> {
             output_tokens: self.tokens.len() as u32 - self.num_prompt,
             preemptions: self.preemptions,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_reads_three_cache_lines_of_a_sequence() {
+        use std::mem::offset_of;
+        assert_eq!(offset_of!(Seq<()>, id), 64);
+        assert_eq!(offset_of!(Seq<()>, table), 128);
     }
 }

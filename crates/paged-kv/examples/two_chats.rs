@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // A second answer to the first chat shares everything, down to the block that is half full.
-    let mut answer = kv.fork(&chat.table, first.len());
+    let mut answer = kv.fork(&mut chat.table, first.len());
     draw(&kv, "fork of the first chat");
 
     // Whoever writes first into the half-full block gets a copy of it.

@@ -81,7 +81,7 @@ pub trait KvAllocator {
     ///
     /// # Panics
     /// If the table is another manager's, or has no room for `num_tokens`.
-    fn fork(&mut self, table: &BlockTable, num_tokens: usize) -> BlockTable;
+    fn fork(&mut self, table: &mut BlockTable, num_tokens: usize) -> BlockTable;
 
     /// Makes blocks that are full findable. `tokens` is the whole sequence, and the keys and
     /// values of the first `num_computed` are in the table. Where no block became full this is one

@@ -60,12 +60,22 @@ impl<O: CacheObserver> BlockManager<O> {
                     "entry {i}, block {block}, counts as published and cannot be found"
                 );
                 let shared = |i: usize| !self.pool.is_private(table.blocks[i]);
+                let size = self.block_size.get();
+                ensure!(
+                    !table.private.covers(i * size, i * size + 1) || !shared(i),
+                    "entry {i}, block {block}, counts as private and is not"
+                );
                 ensure!(
                     self.reclaimed_any || i == 0 || !shared(i) || shared(i - 1),
                     "entry {i}, block {block}, is shared and the one before it is not"
                 );
                 readers[block.index()] += u32::from(!block.is_null());
             }
+            let room = table.blocks.len() * self.block_size.get();
+            ensure!(
+                !table.private.covers(room, room + 1),
+                "positions behind the table's {room} count as private"
+            );
         }
         ensure!(
             count == self.tables,

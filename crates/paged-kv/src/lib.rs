@@ -58,7 +58,7 @@
 //! assert_eq!(b.table.blocks()[0], a.table.blocks()[0]);
 //!
 //! // A fork shares all, down to the partial last block; the first to write gets a copy.
-//! let mut c = kv.fork(&a.table, 7);
+//! let mut c = kv.fork(&mut a.table, 7);
 //! kv.extend(&mut c, 7, 8, &mut copies).expect("it fits");
 //! assert_eq!(copies[0].src, a.table.blocks()[1]);
 //! assert_eq!(copies[0].dst, c.blocks()[1]);

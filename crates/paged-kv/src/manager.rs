@@ -8,7 +8,7 @@ use crate::ids::{BlockId, BlockSize, Salt, TokenId};
 use crate::pool::BlockPool;
 use crate::prefix::{Chain, Prefixes};
 use crate::swap::HostPool;
-use crate::table::BlockTable;
+use crate::table::{BlockTable, Private};
 use crate::usage::{BlockState, Usage};
 
 /// The memory manager: see the [crate's guide](crate) and [`KvAllocator`] for what it does.
@@ -187,11 +187,12 @@ impl<O: CacheObserver> BlockManager<O> {
         BlockTable {
             blocks,
             manager: self.id,
-            salt,
-            published: 0,
             publish_at: 0,
-            chain: Chain::default(),
+            private: Private::default(),
+            published: 0,
             reclaimed: 0,
+            salt,
+            chain: Chain::default(),
         }
     }
 

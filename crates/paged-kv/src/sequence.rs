@@ -8,7 +8,7 @@ use crate::ids::{BlockCopy, BlockId, BlockSize, Salt, TokenId};
 use crate::manager::BlockManager;
 use crate::prefix::Refusal;
 use crate::swap::{SwapIn, SwapOut, SwappedTable};
-use crate::table::BlockTable;
+use crate::table::{BlockTable, Private};
 
 /// The tokens whose keys and values may come from the cache: one is left to compute logits from.
 fn computable(tokens: &[TokenId]) -> &[TokenId] {
@@ -79,32 +79,15 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
             write_from <= num_tokens,
             "cannot write positions {write_from}..{num_tokens}"
         );
-        let old = table.blocks.len();
-        let need = self.block_size.blocks_for(num_tokens);
-        let first = write_from / self.block_size.get();
-        assert!(
-            first >= table.reclaimed,
-            "position {write_from} is in a block that was reclaimed"
-        );
-        let last = need.min(old);
-        let mut table_at = old;
-        if let Some(at) = (first..last).find(|&i| !self.pool.is_private(table.blocks[i])) {
-            let keep_partial = at == first && !write_from.is_multiple_of(self.block_size.get());
-            self.replace_shared(table, at..last, need, keep_partial, copies)?;
-            table_at = at;
-        } else if need.saturating_sub(old) > self.pool.available() {
-            return None;
+        if table.private.covers(write_from, num_tokens) {
+            return Some(Grown {
+                table_at: table.blocks.len() as u32,
+            });
         }
-        for _ in table.blocks.len()..need {
-            let block = self.take();
-            table.blocks.push(block);
-        }
-        Some(Grown {
-            table_at: table_at as u32,
-        })
+        self.extend_checked(table, write_from, num_tokens, copies)
     }
 
-    fn fork(&mut self, table: &BlockTable, num_tokens: usize) -> BlockTable {
+    fn fork(&mut self, table: &mut BlockTable, num_tokens: usize) -> BlockTable {
         self.check_owner(table);
         let num_blocks = self.block_size.blocks_for(num_tokens);
         assert!(
@@ -116,9 +99,11 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
         for &block in blocks.iter().filter(|block| !block.is_null()) {
             self.pool.retain(block);
         }
+        table.private.leave(num_blocks, self.block_size);
         self.tables += 1;
         let mut fork = BlockTable {
             blocks,
+            private: Private::default(),
             reclaimed: table.reclaimed.min(num_blocks),
             ..*table
         };
@@ -145,6 +130,7 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
             self.reclaimed_any = true;
         }
         table.reclaimed = table.reclaimed.max(end);
+        table.private.leave(end, self.block_size);
     }
 
     fn free(&mut self, table: BlockTable) {
@@ -184,6 +170,40 @@ impl<O: CacheObserver> KvAllocator for BlockManager<O> {
 }
 
 impl<O: CacheObserver> BlockManager<O> {
+    /// [`KvAllocator::extend`] where the blocks must be looked at, or taken.
+    fn extend_checked(
+        &mut self,
+        table: &mut BlockTable,
+        write_from: usize,
+        num_tokens: usize,
+        copies: &mut Vec<BlockCopy>,
+    ) -> Option<Grown> {
+        let old = table.blocks.len();
+        let need = self.block_size.blocks_for(num_tokens);
+        let first = write_from / self.block_size.get();
+        assert!(
+            first >= table.reclaimed,
+            "position {write_from} is in a block that was reclaimed"
+        );
+        let last = need.min(old);
+        let mut table_at = old;
+        if let Some(at) = (first..last).find(|&i| !self.pool.is_private(table.blocks[i])) {
+            let keep_partial = at == first && !write_from.is_multiple_of(self.block_size.get());
+            self.replace_shared(table, at..last, need, keep_partial, copies)?;
+            table_at = at;
+        } else if need.saturating_sub(old) > self.pool.available() {
+            return None;
+        }
+        for _ in table.blocks.len()..need {
+            let block = self.take();
+            table.blocks.push(block);
+        }
+        table.private = Private::blocks(first, need, self.block_size);
+        Some(Grown {
+            table_at: table_at as u32,
+        })
+    }
+
     fn publish_full(&mut self, table: &mut BlockTable, tokens: &[TokenId], num_computed: usize) {
         self.check_owner(table);
         let size = self.block_size.get();
@@ -226,6 +246,7 @@ impl<O: CacheObserver> BlockManager<O> {
             }
             table.published = i + 1;
             table.publish_at = (i + 2) * size;
+            table.private.leave(i + 1, self.block_size);
         }
     }
 

@@ -67,7 +67,7 @@ fn a_fork_copies_the_partial_block_once() {
     let tokens: Vec<u32> = (0..6).collect();
     let mut a = kv.allocate(&tokens, NONE, true, 6).unwrap().table;
     kv.publish(&mut a, &tokens, 6);
-    let mut b = kv.fork(&a, 6);
+    let mut b = kv.fork(&mut a, 6);
     assert_eq!(ids(&a), ids(&b));
     let mut copies = Vec::new();
     let grown = kv.extend(&mut b, 6, 7, &mut copies).unwrap();
@@ -162,7 +162,7 @@ fn a_window_gives_blocks_back() {
     assert_eq!(kv.match_prefix(&tokens, NONE), 6);
     kv.publish(&mut a, &tokens, 10);
     assert_eq!(a.num_published(), 5);
-    let b = kv.fork(&a, 10);
+    let b = kv.fork(&mut a, 10);
     kv.audit([&a, &b]).unwrap();
     kv.reclaim_before(&mut a, 100);
     kv.free(a);
@@ -177,7 +177,7 @@ fn without_prefix_caching_nothing_is_found() {
     let tokens = [1, 2, 3, 4, 5];
     let mut a = kv.allocate(&tokens, NONE, true, 5).unwrap().table;
     kv.publish(&mut a, &tokens, 5);
-    let b = kv.fork(&a, 5);
+    let b = kv.fork(&mut a, 5);
     assert_eq!(kv.match_prefix(&tokens, NONE), 0);
     kv.extend(&mut a, 5, 6, &mut Vec::new()).unwrap();
     kv.audit([&a, &b]).unwrap();

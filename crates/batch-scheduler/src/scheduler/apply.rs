@@ -2,11 +2,11 @@
 
 use paged_kv::KvAllocator;
 
+use crate::config::SchedulerConfig;
 use crate::event::{Event, FinishReason};
 use crate::plan::{Sampled, SlotId, StepOutput};
 use crate::scheduler::Scheduler;
-use crate::scheduler::step::RowRecord;
-use crate::sequence::Status;
+use crate::sequence::{Seq, Status};
 
 /// The output is not of the step that is next to be applied: runner and scheduler have lost each
 /// other, and nothing was changed.
@@ -61,8 +61,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         for (slot, start, extras) in output.prompt_extras {
             self.report_prompt(slot, start, extras, events);
         }
-        let mut sampled = output.samples;
-        let mut next = 0;
+        let mut output_samples = output.samples;
+        let mut samples = output_samples.iter_mut();
         for row in &record.rows {
             let seq = &mut self.seqs[row.key];
             let mut healthy = seq.status != Status::Leaving;
@@ -70,20 +70,23 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 seq.done = row.end;
                 seq.speculating &= row.drafts == 0;
             }
-            if record.samples.get(next).is_some_and(|s| s.key == row.key) {
-                healthy &= sampled[next].error.is_none();
-                self.take_sample(row.key, &mut sampled[next], events);
-                next += 1;
+            let mut reason = None;
+            if row.sampled
+                && let Some(sampled) = samples.next()
+            {
+                healthy &= sampled.error.is_none();
+                reason = seq.take_sample(sampled, events);
             }
             if healthy {
-                self.settle_blocks(row);
+                settle_blocks(&mut self.kv, &self.config, seq, self.block_size);
             }
-            self.settle_step(row.key);
+            self.settle_step(row.key, reason, events);
         }
         // What is left are the first tokens of sequences that forked.
-        for (record, sampled) in record.samples.iter().zip(&mut sampled).skip(next) {
-            self.take_sample(record.key, sampled, events);
-            self.settle_step(record.key);
+        let forked = record.samples.len() - samples.len();
+        for (of, sampled) in record.samples[forked..].iter().zip(samples) {
+            let reason = self.seqs[of.key].take_sample(sampled, events);
+            self.settle_step(of.key, reason, events);
         }
         self.sweep();
         self.spares.records.push(record);
@@ -106,8 +109,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             });
         }
         for (i, (of, sampled)) in record.samples.iter().zip(&output.samples).enumerate() {
-            let row = &record.rows[of.row as usize];
-            let max = row.drafts as usize + 1;
+            let max = of.most as usize;
             if sampled.tokens.len() > max {
                 return Err(ApplyError::TooManyTokens {
                     step,
@@ -120,74 +122,17 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         Ok(())
     }
 
-    /// Appends what was sampled for a sequence, up to the token that ends it.
-    #[inline]
-    fn take_sample<L>(&mut self, key: u32, sampled: &mut Sampled<L>, events: &mut Vec<Event<L>>) {
-        let seq = &mut self.seqs[key];
-        seq.sampling -= 1;
-        if seq.status == Status::Leaving {
-            return;
-        }
-        let mut reason = None;
-        let mut taken = 0;
-        for &token in &sampled.tokens {
-            seq.tokens.push(token);
-            taken += 1;
-            reason = seq.stop_reason(token);
-            if reason.is_some() {
-                break;
-            }
-        }
-        // Accepted drafts were computed with the row; rejected ones are overwritten. (A failed
-        // sample may come without any token.)
-        let accepted = (taken as u32).saturating_sub(1);
-        seq.done += accepted;
-        seq.computed += accepted;
-        if taken < sampled.tokens.len() {
-            sampled.tokens.truncate(taken);
-            sampled.extras.truncate(taken);
-        }
-        if taken > 0 {
-            events.push(Event::Tokens {
-                id: seq.id,
-                index: seq.index,
-                tokens: std::mem::take(&mut sampled.tokens),
-                extras: std::mem::take(&mut sampled.extras),
-            });
-        } else if sampled.error.is_none() {
-            sampled.error = Some("the model returned no token for this sequence".to_owned());
-        }
-        if reason.is_none() && sampled.error.is_some() {
-            reason = sampled.error.take().map(FinishReason::Error);
-        }
+    /// One step less in flight names the sequence; with it may come why it ends.
+    #[inline(always)]
+    fn settle_step<L>(
+        &mut self,
+        key: u32,
+        reason: Option<FinishReason>,
+        events: &mut Vec<Event<L>>,
+    ) {
         if let Some(reason) = reason {
             self.end(key, reason, events);
         }
-    }
-
-    /// Publishes the blocks that became full and returns those that fell out of the window.
-    #[inline]
-    fn settle_blocks(&mut self, row: &RowRecord) {
-        let seq = &mut self.seqs[row.key];
-        let done = seq.done;
-        let Some(table) = seq.table.as_mut() else {
-            return;
-        };
-        self.kv.publish(table, &seq.tokens, done as usize);
-        if done >= seq.reclaim_at
-            && let Some(window) = self.config.sliding_window
-        {
-            // Steps in flight compute positions from `done` on and see no further back.
-            let first_needed = done + 1 - window;
-            self.kv.reclaim_before(table, first_needed as usize);
-            let next = (first_needed / self.block_size + 1) * self.block_size;
-            seq.reclaim_at = next.saturating_add(window - 1);
-        }
-    }
-
-    /// One step less in flight names the sequence.
-    #[inline]
-    fn settle_step(&mut self, key: u32) {
         let seq = &mut self.seqs[key];
         seq.in_flight -= 1;
         if seq.in_flight == 0 && seq.status != Status::Running {
@@ -226,5 +171,78 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             start,
             extras,
         });
+    }
+}
+
+impl<P> Seq<P> {
+    /// Appends what was sampled for the sequence, up to the token that ends it. Returns why it ends,
+    /// if it does.
+    #[inline(always)] // a call would move the sample and the reason through memory
+    fn take_sample<L>(
+        &mut self,
+        sampled: &mut Sampled<L>,
+        events: &mut Vec<Event<L>>,
+    ) -> Option<FinishReason> {
+        self.sampling -= 1;
+        if self.status == Status::Leaving {
+            return None;
+        }
+        let mut reason = None;
+        let mut taken = 0;
+        for &token in &sampled.tokens {
+            self.tokens.push(token);
+            taken += 1;
+            reason = self.stop_reason(token);
+            if reason.is_some() {
+                break;
+            }
+        }
+        if taken > 1 {
+            // Accepted drafts were computed with the row; rejected ones are overwritten.
+            self.done += taken as u32 - 1;
+            self.computed += taken as u32 - 1;
+        }
+        if taken < sampled.tokens.len() {
+            sampled.tokens.truncate(taken);
+            sampled.extras.truncate(taken);
+        }
+        let error = sampled.error.take();
+        if taken == 0 {
+            // Only a failed sample may come without any token.
+            let silent = || "the model returned no token for this sequence".to_owned();
+            return Some(FinishReason::Error(error.unwrap_or_else(silent)));
+        }
+        // `push` would build the event elsewhere and copy it, in case that the list cannot grow.
+        events.extend(std::iter::once_with(|| Event::Tokens {
+            id: self.id,
+            index: self.index,
+            tokens: std::mem::take(&mut sampled.tokens),
+            extras: std::mem::take(&mut sampled.extras),
+        }));
+        reason.or(error.map(FinishReason::Error))
+    }
+}
+
+/// Publishes the blocks that became full and returns those that fell out of the window.
+#[inline]
+fn settle_blocks<P>(
+    kv: &mut impl KvAllocator,
+    config: &SchedulerConfig,
+    seq: &mut Seq<P>,
+    block_size: u32,
+) {
+    let done = seq.done;
+    let Some(table) = seq.table.as_mut() else {
+        return;
+    };
+    kv.publish(table, &seq.tokens, done as usize);
+    if done >= seq.reclaim_at
+        && let Some(window) = config.sliding_window
+    {
+        // Steps in flight compute positions from `done` on and see no further back.
+        let first_needed = done + 1 - window;
+        kv.reclaim_before(table, first_needed as usize);
+        let next = (first_needed / block_size + 1) * block_size;
+        seq.reclaim_at = next.saturating_add(window - 1);
     }
 }

@@ -96,7 +96,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         }
         seq.tokens.truncate(keep);
         seq.tokens.extend_from_slice(tail);
-        seq.drafts.clear();
+        seq.drop_drafts();
         let kept = keep.min(seq.tokens.len() - 1) as u32;
         self.turned_away = None;
         if seq.status == Status::Waiting {
@@ -154,10 +154,11 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let shared = (of.done as usize).min(keep).min(tokens.len() - 1);
         let window_moved = self.config.sliding_window.is_some() && shared < of.done as usize;
         let slot_free = self.free_slots.len() > self.promised_slots;
-        let table = match &of.table {
+        let table = match &mut self.seqs[parent].table {
             Some(table) if slot_free && !window_moved => Some(self.kv.fork(table, shared)),
             _ => None,
         };
+        let of = &self.seqs[parent];
         let runs = table.is_some();
         let done = if runs { shared as u32 } else { 0 };
         let seq = Seq {
@@ -177,8 +178,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             tokens,
             table,
             swapped: None,
-            drafts: Vec::new(),
-            drafts_at: 0,
+            drafts: None,
             stop: of.stop.clone(),
             id,
             index: new_index,

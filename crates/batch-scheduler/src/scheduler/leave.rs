@@ -151,7 +151,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let seq = &mut self.seqs[key];
         seq.status = Status::Yielding;
         seq.preemptions += 1;
-        seq.drafts.clear();
+        seq.drop_drafts();
         self.promised_slots -= seq.fork.len();
         self.departing += 1;
         if seq.in_flight == 0 {

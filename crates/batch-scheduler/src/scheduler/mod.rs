@@ -10,7 +10,6 @@ mod step;
 mod views;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
 use paged_kv::{KvAllocator, SwapOut, TokenId};
 use smallvec::SmallVec;
@@ -180,11 +179,6 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let limit = (num_prompt as usize)
             .saturating_add(request.stop.max_tokens as usize)
             .min(self.max_len()) as u32;
-        let stop = StopTokens::new(&request.stop);
-        let stop_from = match stop.is_empty() {
-            true => u32::MAX,
-            false => num_prompt.saturating_add(request.stop.min_tokens),
-        };
         let params = |index| request.params.get(index);
         let key = self.seqs.insert(Seq {
             status: Status::Waiting,
@@ -201,10 +195,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             reclaim_at: u32::MAX,
             table: None,
             swapped: None,
-            drafts: Vec::new(),
-            drafts_at: 0,
-            stop_from,
-            stop: Arc::new(stop),
+            drafts: None,
+            stop_from: num_prompt.saturating_add(request.stop.min_tokens),
+            stop: StopTokens::new(&request.stop),
             id: request.id,
             index: 0,
             order,
@@ -298,9 +291,10 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         {
             return false;
         }
-        seq.drafts.clear();
-        seq.drafts.extend_from_slice(drafts);
-        seq.drafts_at = seq.tokens.len() as u32;
+        let own = seq.drafts.get_or_insert_default();
+        own.tokens.clear();
+        own.tokens.extend_from_slice(drafts);
+        own.at = seq.tokens.len() as u32;
         true
     }
 

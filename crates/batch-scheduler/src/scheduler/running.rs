@@ -39,28 +39,29 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             if len == 0 || (samples && draft.samples_left == 0) {
                 continue;
             }
-            let drafts = usable_drafts(seq, len, share);
-            let Some((grown, drafts)) =
-                self.make_room(draft, at, key, len, drafts, &mut all_served)
-            else {
+            let mut drafts = usable_drafts(seq, len, share);
+            let mut grown = extend(&mut self.kv, seq, len + drafts, draft);
+            if grown.is_none() {
+                let room = self.make_room(draft, at, key, len, drafts, &mut all_served);
+                (grown, drafts) = room.map_or((None, 0), |(grown, n)| (Some(grown), n));
+            }
+            let Some(grown) = grown else {
                 all_served = false;
                 continue;
             };
             let seq = &mut self.seqs[key];
             draft.push_row(key, seq, grown.table_at, len as u32, drafts as u32);
-            if !seq.drafts.is_empty() {
-                seq.drafts.clear();
-            }
+            seq.drop_drafts();
             if wants_service {
-                self.policy.served(self.seqs[key].queue, len + drafts);
+                self.policy.served(seq.queue, len + drafts);
             }
         }
         all_served
     }
 
-    /// Extends a table for `len` tokens and as many drafts as fit, preempting sequences from
-    /// `behind` on in the running list if there is no other way. `None`: not in this step.
-    #[inline]
+    /// Extends a table that was refused `len` tokens and so many drafts: without drafts, or by
+    /// preempting sequences from `behind` on in the running list. `None`: not in this step.
+    #[cold]
     fn make_room(
         &mut self,
         draft: &mut Draft<P>,
@@ -72,10 +73,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     ) -> Option<(Grown, usize)> {
         loop {
             let seq = &mut self.seqs[key];
-            let from = seq.computed as usize;
-            let table = seq.table.as_mut()?;
-            let copies = &mut draft.plan.copies;
-            if let Some(grown) = self.kv.extend(table, from, from + len + drafts, copies) {
+            if let Some(grown) = extend(&mut self.kv, seq, len + drafts, draft) {
                 return Some((grown, drafts));
             }
             if drafts > 0 {
@@ -121,13 +119,14 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             for (index, params) in std::mem::take(&mut self.seqs[parent].fork) {
                 let slot = self.take_slot();
                 self.promised_slots -= 1;
-                let of = &self.seqs[parent];
+                let of = &mut self.seqs[parent];
                 let prompt = of.num_prompt;
                 let table = of
                     .table
-                    .as_ref()
+                    .as_mut()
                     .expect("a sequence with a row has a table");
                 let table = self.kv.fork(table, prompt as usize);
+                let of = &self.seqs[parent];
                 draft.plan.admitted.push(AdmittedSeq {
                     slot: SlotId(slot),
                     tokens: of.tokens.clone(),
@@ -153,8 +152,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     tokens: of.tokens.clone(),
                     table: Some(table),
                     swapped: None,
-                    drafts: Vec::new(),
-                    drafts_at: 0,
+                    drafts: None,
                     stop_from: of.stop_from,
                     stop: of.stop.clone(),
                     id: of.id,
@@ -169,7 +167,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     preemptions: 0,
                     prompt_reported: prompt,
                 });
-                draft.push_sample(key, &mut self.seqs[key], row);
+                draft.push_sample(key, &mut self.seqs[key], row, 0);
                 self.slot_owner[slot as usize] = key;
                 let id = self.seqs[key].id;
                 self.requests.entry(id).or_default().push((index, key));
@@ -182,10 +180,26 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
 /// How many of a sequence's drafts go into its row of `len` tokens.
 #[inline]
 fn usable_drafts<P>(seq: &Seq<P>, len: usize, share: usize) -> usize {
-    if seq.drafts.is_empty() || seq.sampling > 0 || seq.drafts_at != seq.tokens.len() as u32 {
+    let Some(drafts) = &seq.drafts else {
+        return 0;
+    };
+    if seq.sampling > 0 || drafts.at != seq.tokens.len() as u32 {
         return 0;
     }
     // A verified row adds one token more than it accepts drafts.
     let room = (seq.limit - seq.tokens.len() as u32 - 1) as usize;
-    seq.drafts.len().min(share - len).min(room)
+    drafts.tokens.len().min(share - len).min(room)
+}
+
+/// Room for the next `len` tokens of a sequence. `None`: does not fit.
+#[inline]
+fn extend<P>(
+    kv: &mut impl KvAllocator,
+    seq: &mut Seq<P>,
+    len: usize,
+    draft: &mut Draft<P>,
+) -> Option<Grown> {
+    let from = seq.computed as usize;
+    let table = seq.table.as_mut()?;
+    kv.extend(table, from, from + len, &mut draft.plan.copies)
 }

@@ -21,12 +21,15 @@ pub(super) struct RowRecord {
     /// Tokens computed after this row, drafts left out.
     pub(super) end: u32,
     pub(super) drafts: u32,
+    /// Whether the sequence samples from it.
+    pub(super) sampled: bool,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct SampleRecord {
     pub(super) key: u32,
-    pub(super) row: u32,
+    /// Most tokens it can come to: the row's drafts and one.
+    pub(super) most: u32,
 }
 
 /// Buffers that wait for their next step.
@@ -60,7 +63,7 @@ pub(super) struct Draft<P> {
 impl<P: Clone> Draft<P> {
     /// Adds a row of `len` tokens, `drafts` of them drafts, and its sample if nothing of the
     /// sequence is left to compute. The table is extended already, from entry `table_at` on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push_row(
         &mut self,
         key: u32,
@@ -75,12 +78,16 @@ impl<P: Clone> Draft<P> {
         let plan = &mut self.plan;
         let blocks_from = plan.new_blocks.len() as u32;
         let blocks = seq.table.as_ref().map_or(&[][..], BlockTable::blocks);
-        plan.new_blocks
-            .extend_from_slice(&blocks[table_at as usize..]);
+        if (table_at as usize) < blocks.len() {
+            plan.new_blocks
+                .extend_from_slice(&blocks[table_at as usize..]);
+        }
         let drafts_from = plan.drafts.len() as u32;
-        if drafts > 0 {
+        if let Some(proposed) = &seq.drafts
+            && drafts > 0
+        {
             plan.drafts
-                .extend_from_slice(&seq.drafts[..drafts as usize]);
+                .extend_from_slice(&proposed.tokens[..drafts as usize]);
             seq.speculating = true;
         }
         let row = plan.rows.len() as u32;
@@ -101,16 +108,18 @@ impl<P: Clone> Draft<P> {
         self.budget -= (len + drafts) as usize;
         seq.computed += len;
         seq.in_flight += 1;
+        let sampled = seq.computed == wanted;
         self.record.rows.push(RowRecord {
             key,
             end: seq.computed,
             drafts,
+            sampled,
         });
-        if seq.computed == wanted {
+        if sampled {
             if !seq.fork.is_empty() {
                 self.forking.push((key, row));
             }
-            self.push_sample(key, seq, row);
+            self.push_sample(key, seq, row, drafts);
         }
     }
 
@@ -131,14 +140,17 @@ impl<P: Clone> Draft<P> {
     }
 
     #[inline]
-    pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32) {
+    pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32, drafts: u32) {
         seq.sampling += 1;
         self.samples_left = self.samples_left.saturating_sub(1);
         self.plan.samples.push(SampleRow {
             slot: SlotId(seq.slot),
             row,
         });
-        self.record.samples.push(SampleRecord { key, row });
+        self.record.samples.push(SampleRecord {
+            key,
+            most: drafts + 1,
+        });
     }
 }
 

@@ -330,12 +330,12 @@ impl World {
         };
         let more = self.rng.random_range(1..=self.size());
         let tail = self.random_tokens(more);
-        let parent = &self.seqs[seq];
-        let reclaimed = parent.table.num_reclaimed();
+        let reclaimed = self.seqs[seq].table.num_reclaimed();
         if self.sim.first_read(shared) / self.size() < reclaimed {
             return;
         }
-        let table = self.kv.fork(&parent.table, shared);
+        let parent = &mut self.seqs[seq];
+        let table = self.kv.fork(&mut parent.table, shared);
         if let Some(model) = &mut self.model {
             table.blocks().iter().for_each(|&block| model.share(block));
         }

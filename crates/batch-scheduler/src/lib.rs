@@ -114,6 +114,7 @@ mod runner;
 mod scheduler;
 mod sequence;
 mod stats;
+mod tokens;
 mod waiting;
 
 pub use config::{ConfigError, PreemptionMode, SchedulerConfig};

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::event::{FinishReason, Usage};
 use crate::request::{RequestId, StopCriteria};
+use crate::tokens::Tokens;
 use crate::waiting::Order;
 
 /// Where a sequence stands in the scheduler's books.
@@ -22,16 +23,8 @@ pub(crate) enum Status {
     Leaving,
 }
 
-/// The tokens that end a request's sequences. They are compared in every step, so few of the
-/// others may cost a look at the list.
-#[derive(Clone)]
+/// The tokens that end a request's sequences.
 pub(crate) struct StopTokens {
-    /// Bit `id % 64` is set for each of them.
-    sieve: u64,
-    list: Arc<StopList>,
-}
-
-struct StopList {
     /// End-of-sequence tokens, then stop tokens.
     ids: SmallVec<[TokenId; 8]>,
     num_eos: usize,
@@ -43,28 +36,21 @@ impl StopTokens {
             true => &[][..],
             false => &stop.eos_token_ids,
         };
-        let ids: SmallVec<_> = eos.iter().chain(&stop.stop_token_ids).copied().collect();
         Self {
-            sieve: ids.iter().fold(0, |sieve, id| sieve | 1u64 << (id % 64)),
-            list: Arc::new(StopList {
-                ids,
-                num_eos: eos.len(),
-            }),
+            ids: eos.iter().chain(&stop.stop_token_ids).copied().collect(),
+            num_eos: eos.len(),
         }
     }
 
-    #[inline]
-    fn reason(&self, token: TokenId) -> Option<FinishReason> {
-        match self.sieve >> (token % 64) & 1 {
-            0 => None,
-            _ => self.search(token),
-        }
+    /// Bit `id % 32` is set for each of them: most other tokens need no look at the list.
+    pub(crate) fn sieve(&self) -> u32 {
+        self.ids.iter().fold(0, |sieve, id| sieve | 1 << (id % 32))
     }
 
     #[cold]
-    fn search(&self, token: TokenId) -> Option<FinishReason> {
-        let at = self.list.ids.iter().position(|&id| id == token)?;
-        Some(match at < self.list.num_eos {
+    fn reason(&self, token: TokenId) -> Option<FinishReason> {
+        let at = self.ids.iter().position(|&id| id == token)?;
+        Some(match at < self.num_eos {
             true => FinishReason::Eos,
             false => FinishReason::StopToken(token),
         })
@@ -79,13 +65,11 @@ pub(crate) struct Drafts {
     pub(crate) at: u32,
 }
 
-/// The order of the fields is that of memory. A decode step reads the first three cache lines,
-/// for each sequence twice, and with thousands of them the caches are what it waits for.
+/// The order of the fields is that of memory. A decode step reads the first four cache lines, some
+/// of them twice, and with thousands of sequences the caches are what it waits for.
 #[repr(C, align(64))]
 pub(crate) struct Seq<P> {
-    // The first line: where it stands.
-    /// Prompt, then output as far as it is known.
-    pub(crate) tokens: Vec<TokenId>,
+    // The first line.
     pub(crate) status: Status,
     /// Has a row of several drafts in flight: how long it is comes with that row.
     pub(crate) speculating: bool,
@@ -96,35 +80,41 @@ pub(crate) struct Seq<P> {
     pub(crate) slot: u32,
     /// Tokens computed once all steps in flight are done, drafts left out.
     pub(crate) computed: u32,
-    /// Tokens computed by steps that were applied.
+    /// Tokens computed by steps that were applied. Whoever lowers it sets `settle_at` to 0.
     pub(crate) done: u32,
+    /// `done` from which on a block may be full or out of the window.
+    pub(crate) settle_at: u32,
     /// Samples in flight; each will add a token.
     pub(crate) sampling: u32,
     /// Steps in flight that name the sequence.
     pub(crate) in_flight: u32,
-    /// Length at which it ends.
-    pub(crate) limit: u32,
     pub(crate) num_prompt: u32,
     /// Length from which on stop tokens count.
     pub(crate) stop_from: u32,
-    /// `done` from which on another block has left the window.
-    pub(crate) reclaim_at: u32,
-
-    // The second line: what it is, and what few sequences have.
+    /// Length at which it ends.
+    pub(crate) limit: u32,
     pub(crate) id: RequestId,
     pub(crate) index: u32,
-    pub(crate) preemptions: u32,
-    pub(crate) stop: StopTokens,
+    /// See [`StopTokens::sieve`].
+    pub(crate) stop_sieve: u32,
+    /// Prompt, then output as far as it is known. The second line holds the newest.
+    pub(crate) tokens: Tokens,
+
+    // The third line.
     /// Drafts to verify.
     pub(crate) drafts: Option<Box<Drafts>>,
     /// The request's other sequences, by index, until the prompt is computed.
     pub(crate) fork: Vec<(u32, P)>,
+    pub(crate) stop: Arc<StopTokens>,
 
-    // The third line, and what no step reads.
+    // The fourth line, and what no step reads.
     /// Set exactly while it holds a slot.
     pub(crate) table: Option<BlockTable>,
+    /// `done` from which on another block has left the window.
+    pub(crate) reclaim_at: u32,
+    pub(crate) preemptions: u32,
     /// Its first `num_computed` keys and values, in host memory; only while it waits.
-    pub(crate) swapped: Option<SwappedTable>,
+    pub(crate) swapped: Option<Box<SwappedTable>>,
     pub(crate) order: Order,
     pub(crate) queue: u64,
     pub(crate) salt: Salt,
@@ -140,7 +130,7 @@ impl<P> Seq<P> {
     /// Length once every sample in flight is in.
     #[inline]
     pub(crate) fn wanted(&self) -> u32 {
-        self.tokens.len() as u32 + self.sampling
+        self.tokens.len() + self.sampling
     }
 
     /// Forgets what was proposed.
@@ -153,8 +143,9 @@ impl<P> Seq<P> {
     /// Whether `token`, the last of `tokens`, ends the sequence.
     #[inline]
     pub(crate) fn stop_reason(&self, token: TokenId) -> Option<FinishReason> {
-        let len = self.tokens.len() as u32;
+        let len = self.tokens.len();
         if len >= self.stop_from
+            && self.stop_sieve >> (token % 32) & 1 != 0
             && let Some(reason) = self.stop.reason(token)
         {
             return Some(reason);
@@ -166,7 +157,7 @@ impl<P> Seq<P> {
         Usage {
             prompt_tokens: self.num_prompt,
             cached_tokens: self.cached.unwrap_or(0),
-            output_tokens: self.tokens.len() as u32 - self.num_prompt,
+            output_tokens: self.tokens.len() - self.num_prompt,
             preemptions: self.preemptions,
         }
     }
@@ -177,9 +168,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_reads_three_cache_lines_of_a_sequence() {
+    fn a_step_reads_four_cache_lines_of_a_sequence() {
         use std::mem::offset_of;
-        assert_eq!(offset_of!(Seq<()>, id), 64);
-        assert_eq!(offset_of!(Seq<()>, table), 128);
+        assert_eq!(offset_of!(Seq<()>, tokens), 56);
+        assert_eq!(offset_of!(Seq<()>, drafts), 152);
+        assert_eq!(offset_of!(Seq<()>, table), 192);
+        // With an even number of lines the four would crowd into a part of the cache's sets.
+        assert_eq!(size_of::<Seq<()>>(), 7 * 64);
+        assert_eq!(size_of::<Seq<Arc<()>>>(), 7 * 64);
     }
 }

@@ -36,7 +36,10 @@ impl ChainHasher {
 
     /// The hash that stands for "no block yet" under a salt.
     pub(crate) fn root(&self, salt: Salt) -> BlockHash {
-        BlockHash::new(xxh3_128_with_secret(&salt.0.to_le_bytes(), &self.secret))
+        BlockHash::new(xxh3_128_with_secret(
+            &salt.get().to_le_bytes(),
+            &self.secret,
+        ))
     }
 
     /// The hash of a full block behind `parent`.

@@ -107,15 +107,15 @@ pub struct BlockCopy {
 /// Keeps the prefixes of one tenant, adapter or image apart from equal tokens of another: blocks
 /// are shared only under equal salts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Salt(pub(crate) u128);
+pub struct Salt(pub(crate) [u64; 2]);
 
 impl Salt {
     /// The salt of everything that may be shared by all.
-    pub const NONE: Salt = Salt(0);
+    pub const NONE: Salt = Salt([0; 2]);
 
     /// A salt given as a number.
     pub const fn new(salt: u128) -> Self {
-        Self(salt)
+        Self([salt as u64, (salt >> 64) as u64])
     }
 
     /// A salt given as a string or another run of bytes, by its 128-bit hash. Without bytes:
@@ -123,13 +123,13 @@ impl Salt {
     pub fn from_bytes(bytes: &[u8]) -> Self {
         match bytes {
             [] => Self::NONE,
-            _ => Self(xxh3_128(bytes)),
+            _ => Self::new(xxh3_128(bytes)),
         }
     }
 
     /// The number.
     pub const fn get(self) -> u128 {
-        self.0
+        (self.0[1] as u128) << 64 | self.0[0] as u128
     }
 }
 

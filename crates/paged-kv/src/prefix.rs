@@ -68,7 +68,7 @@ impl Prefixes {
     pub(crate) fn root(&self, salt: Salt) -> Chain {
         Chain {
             hash: self.hasher.root(salt).0,
-            parent: [salt.0 as u64, (salt.0 >> 64) as u64],
+            parent: salt.0,
             depth: 0,
         }
     }

@@ -53,7 +53,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         if seq.status == Status::Running {
             seq.status = Status::Yielding;
             seq.preemptions += 1;
-            seq.drafts.clear();
+            seq.drop_drafts();
             self.promised_slots -= seq.fork.len();
             self.departing += 1;
             self.totals.preemptions += 1;

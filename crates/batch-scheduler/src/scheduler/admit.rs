@@ -1,6 +1,6 @@
 //! Waiting sequences that enter a step.
 
-use paged_kv::{KvAllocator, SwappedTable};
+use paged_kv::KvAllocator;
 
 use crate::plan::{AdmittedSeq, SlotId};
 use crate::scheduler::Scheduler;
@@ -36,13 +36,13 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             return false;
         }
         let available = self.kv.num_available();
-        let total = seq.tokens.len();
-        let swapped = seq.swapped.as_ref().map(SwappedTable::num_computed);
+        let total = seq.tokens.len() as usize;
+        let swapped = seq.swapped.as_ref().map(|held| held.num_computed());
         let cut = self.token_budget < self.config.max_num_batched_tokens;
         if !self.config.enable_chunked_prefill && !cut && total > draft.budget {
             let cached = match (swapped, seq.use_cache) {
                 (Some(held), _) => held,
-                (None, true) => self.kv.match_prefix(&seq.tokens, seq.salt),
+                (None, true) => self.kv.match_prefix(seq.tokens.whole(), seq.salt),
                 (None, false) => 0,
             };
             if total - cached > draft.budget {
@@ -54,20 +54,22 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             false => self.config.watermark_blocks,
         };
         let swap_ins = draft.plan.swap_ins.len();
-        let (mut table, cached) = if let Some(swapped) = seq.swapped.take() {
+        let (mut table, cached) = if let Some(swapped) = seq.swapped.take().map(|swapped| *swapped)
+        {
             let held = swapped.num_computed();
             // What came back cannot be sent away again in the same step: look before.
             let most = total.div_ceil(self.block_size as usize);
             let moved = match available < most + keep_free && keep_free > 0 {
                 true => Err(swapped),
-                false => self
-                    .kv
-                    .swap_in(swapped, &seq.tokens, total, &mut draft.plan.swap_ins),
+                false => {
+                    self.kv
+                        .swap_in(swapped, seq.tokens.whole(), total, &mut draft.plan.swap_ins)
+                }
             };
             match moved {
                 Ok(table) => (table, held),
                 Err(swapped) => {
-                    seq.swapped = Some(swapped);
+                    seq.swapped = Some(Box::new(swapped));
                     self.turned_away = Some((seq.order, available));
                     return false;
                 }
@@ -75,7 +77,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         } else {
             let allocation = self
                 .kv
-                .allocate(&seq.tokens, seq.salt, seq.use_cache, total);
+                .allocate(seq.tokens.whole(), seq.salt, seq.use_cache, total);
             let Some(allocation) = allocation else {
                 self.turned_away = Some((seq.order, available));
                 return false;
@@ -114,6 +116,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         seq.table = Some(table);
         seq.computed = cached as u32;
         seq.done = cached as u32;
+        seq.settle_at = 0;
         seq.reclaim_at = first_reclaim;
         seq.cached.get_or_insert(cached as u32);
         if seq.use_cache && swapped.is_none() {
@@ -123,7 +126,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         draft.stats.admitted += 1;
         draft.plan.admitted.push(AdmittedSeq {
             slot: SlotId(slot),
-            tokens: seq.tokens.clone(),
+            tokens: seq.tokens.whole().to_vec(),
             num_prompt: seq.num_prompt,
             num_computed: cached as u32,
             blocks,

@@ -77,7 +77,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 healthy &= sampled.error.is_none();
                 reason = seq.take_sample(sampled, events);
             }
-            if healthy {
+            if healthy && seq.done >= seq.settle_at {
                 settle_blocks(&mut self.kv, &self.config, seq, self.block_size);
             }
             self.settle_step(row.key, reason, events);
@@ -109,7 +109,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             });
         }
         for (i, (of, sampled)) in record.samples.iter().zip(&output.samples).enumerate() {
-            let max = of.most as usize;
+            let max = record.rows[of.row as usize].drafts as usize + 1;
             if sampled.tokens.len() > max {
                 return Err(ApplyError::TooManyTokens {
                     step,
@@ -224,7 +224,6 @@ impl<P> Seq<P> {
 }
 
 /// Publishes the blocks that became full and returns those that fell out of the window.
-#[inline]
 fn settle_blocks<P>(
     kv: &mut impl KvAllocator,
     config: &SchedulerConfig,
@@ -235,14 +234,17 @@ fn settle_blocks<P>(
     let Some(table) = seq.table.as_mut() else {
         return;
     };
-    kv.publish(table, &seq.tokens, done as usize);
-    if done >= seq.reclaim_at
-        && let Some(window) = config.sliding_window
-    {
+    let next_block = |position: u32| (position / block_size + 1).saturating_mul(block_size);
+    kv.publish(table, seq.tokens.whole(), done as usize);
+    seq.settle_at = next_block(done);
+    let Some(window) = config.sliding_window else {
+        return;
+    };
+    if done >= seq.reclaim_at {
         // Steps in flight compute positions from `done` on and see no further back.
         let first_needed = done + 1 - window;
         kv.reclaim_before(table, first_needed as usize);
-        let next = (first_needed / block_size + 1) * block_size;
-        seq.reclaim_at = next.saturating_add(window - 1);
+        seq.reclaim_at = next_block(first_needed).saturating_add(window - 1);
     }
+    seq.settle_at = seq.settle_at.min(seq.reclaim_at);
 }

@@ -6,6 +6,7 @@ use crate::plan::SlotId;
 use crate::request::RequestId;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Seq, Status};
+use crate::tokens::Tokens;
 use crate::waiting::Order;
 
 /// Why a sequence cannot be forked or rewritten. The scheduler is unchanged.
@@ -91,18 +92,17 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     ) -> Result<(), ForkError> {
         let key = self.check_branch(id, index, keep, tail.len())?;
         let seq = &mut self.seqs[key];
-        if tail.is_empty() && keep == seq.tokens.len() {
+        if tail.is_empty() && keep as u32 == seq.tokens.len() {
             return Ok(());
         }
-        seq.tokens.truncate(keep);
-        seq.tokens.extend_from_slice(tail);
+        seq.tokens.replace(keep as u32, tail);
         seq.drop_drafts();
-        let kept = keep.min(seq.tokens.len() - 1) as u32;
+        let kept = (keep as u32).min(seq.tokens.len() - 1);
         self.turned_away = None;
         if seq.status == Status::Waiting {
             let holds = |s: &paged_kv::SwappedTable| s.num_computed() > kept as usize;
             if let Some(swapped) = seq.swapped.take_if(|s| holds(s)) {
-                self.kv.discard(swapped);
+                self.kv.discard(*swapped);
             }
             return Ok(());
         }
@@ -118,6 +118,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         }
         seq.done = seq.done.min(kept);
         seq.computed = seq.done;
+        seq.settle_at = 0;
         Ok(())
     }
 
@@ -148,8 +149,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             return Err(ForkError::IndexTaken { id, index });
         }
         let of = &self.seqs[parent];
-        let mut tokens = Vec::with_capacity(keep + tail.len() + 1);
-        tokens.extend_from_slice(&of.tokens[..keep]);
+        let mut tokens = of.tokens.first(keep as u32, tail.len() + 1);
         tokens.extend_from_slice(tail);
         let shared = (of.done as usize).min(keep).min(tokens.len() - 1);
         let window_moved = self.config.sliding_window.is_some() && shared < of.done as usize;
@@ -169,16 +169,18 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             slot: u32::MAX,
             computed: done,
             done,
+            settle_at: 0,
             sampling: 0,
             in_flight: 0,
             limit: of.limit,
             num_prompt: of.num_prompt,
             stop_from: of.stop_from,
             reclaim_at: self.first_reclaim(),
-            tokens,
+            tokens: Tokens::new(tokens),
             table,
             swapped: None,
             drafts: None,
+            stop_sieve: of.stop_sieve,
             stop: of.stop.clone(),
             id,
             index: new_index,
@@ -243,7 +245,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         if !seq.fork.is_empty() {
             return Err(ForkError::PromptPending { id });
         }
-        let (num_prompt, num_tokens) = (seq.num_prompt as usize, seq.tokens.len());
+        let (num_prompt, num_tokens) = (seq.num_prompt as usize, seq.tokens.len() as usize);
         if !(num_prompt..=num_tokens).contains(&keep) {
             return Err(ForkError::KeepOutOfRange {
                 id,

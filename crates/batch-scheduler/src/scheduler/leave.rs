@@ -103,7 +103,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             Status::Waiting => {
                 self.waiting.remove(seq.queue, seq.order);
                 if let Some(swapped) = seq.swapped.take() {
-                    self.kv.discard(swapped);
+                    self.kv.discard(*swapped);
                 }
                 self.seqs.remove(key);
             }
@@ -191,7 +191,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 false => Err(table),
             };
             match moved {
-                Ok(swapped) => seq.swapped = Some(swapped),
+                Ok(swapped) => seq.swapped = Some(Box::new(swapped)),
                 Err(table) => self.kv.free(table),
             }
         }

@@ -10,6 +10,7 @@ mod step;
 mod views;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use paged_kv::{KvAllocator, SwapOut, TokenId};
 use smallvec::SmallVec;
@@ -22,6 +23,7 @@ use crate::request::{AddError, Request, RequestId, SeqParams};
 use crate::scheduler::step::{Record, Spares};
 use crate::sequence::{Seq, Status, StopTokens};
 use crate::stats::{StepStats, Totals};
+use crate::tokens::Tokens;
 use crate::waiting::{Order, Waiting};
 
 pub use apply::ApplyError;
@@ -179,6 +181,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let limit = (num_prompt as usize)
             .saturating_add(request.stop.max_tokens as usize)
             .min(self.max_len()) as u32;
+        let stop = StopTokens::new(&request.stop);
         let params = |index| request.params.get(index);
         let key = self.seqs.insert(Seq {
             status: Status::Waiting,
@@ -188,6 +191,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             slot: u32::MAX,
             computed: 0,
             done: 0,
+            settle_at: 0,
             sampling: 0,
             in_flight: 0,
             limit,
@@ -197,7 +201,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             swapped: None,
             drafts: None,
             stop_from: num_prompt.saturating_add(request.stop.min_tokens),
-            stop: StopTokens::new(&request.stop),
+            stop_sieve: stop.sieve(),
+            stop: Arc::new(stop),
             id: request.id,
             index: 0,
             order,
@@ -209,7 +214,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             cached: None,
             preemptions: 0,
             prompt_reported: 0,
-            tokens: request.prompt,
+            tokens: Tokens::new(request.prompt),
         });
         self.requests
             .insert(request.id, SmallVec::from_elem((0, key), 1));
@@ -294,7 +299,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         let own = seq.drafts.get_or_insert_default();
         own.tokens.clear();
         own.tokens.extend_from_slice(drafts);
-        own.at = seq.tokens.len() as u32;
+        own.at = seq.tokens.len();
         true
     }
 

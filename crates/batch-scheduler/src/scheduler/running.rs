@@ -7,6 +7,7 @@ use crate::policy::Candidate;
 use crate::scheduler::Scheduler;
 use crate::scheduler::step::Draft;
 use crate::sequence::{Seq, Status};
+use crate::tokens::Tokens;
 use crate::waiting::Order;
 
 impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
@@ -127,9 +128,10 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     .expect("a sequence with a row has a table");
                 let table = self.kv.fork(table, prompt as usize);
                 let of = &self.seqs[parent];
+                let tokens = of.tokens.first(of.tokens.len(), 1);
                 draft.plan.admitted.push(AdmittedSeq {
                     slot: SlotId(slot),
-                    tokens: of.tokens.clone(),
+                    tokens: tokens.clone(),
                     num_prompt: prompt,
                     num_computed: prompt,
                     blocks: table.blocks().to_vec(),
@@ -144,16 +146,18 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     slot,
                     computed: prompt,
                     done: prompt,
+                    settle_at: 0,
                     sampling: 0,
                     in_flight: 1,
                     limit: of.limit,
                     num_prompt: prompt,
                     reclaim_at: self.first_reclaim(),
-                    tokens: of.tokens.clone(),
+                    tokens: Tokens::new(tokens),
                     table: Some(table),
                     swapped: None,
                     drafts: None,
                     stop_from: of.stop_from,
+                    stop_sieve: of.stop_sieve,
                     stop: of.stop.clone(),
                     id: of.id,
                     index,
@@ -167,7 +171,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                     preemptions: 0,
                     prompt_reported: prompt,
                 });
-                draft.push_sample(key, &mut self.seqs[key], row, 0);
+                draft.push_sample(key, &mut self.seqs[key], row);
                 self.slot_owner[slot as usize] = key;
                 let id = self.seqs[key].id;
                 self.requests.entry(id).or_default().push((index, key));
@@ -183,11 +187,11 @@ fn usable_drafts<P>(seq: &Seq<P>, len: usize, share: usize) -> usize {
     let Some(drafts) = &seq.drafts else {
         return 0;
     };
-    if seq.sampling > 0 || drafts.at != seq.tokens.len() as u32 {
+    if seq.sampling > 0 || drafts.at != seq.tokens.len() {
         return 0;
     }
     // A verified row adds one token more than it accepts drafts.
-    let room = (seq.limit - seq.tokens.len() as u32 - 1) as usize;
+    let room = (seq.limit - seq.tokens.len() - 1) as usize;
     drafts.tokens.len().min(share - len).min(room)
 }
 

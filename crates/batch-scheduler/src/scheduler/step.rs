@@ -28,8 +28,7 @@ pub(super) struct RowRecord {
 #[derive(Clone, Copy)]
 pub(super) struct SampleRecord {
     pub(super) key: u32,
-    /// Most tokens it can come to: the row's drafts and one.
-    pub(super) most: u32,
+    pub(super) row: u32,
 }
 
 /// Buffers that wait for their next step.
@@ -119,7 +118,7 @@ impl<P: Clone> Draft<P> {
             if !seq.fork.is_empty() {
                 self.forking.push((key, row));
             }
-            self.push_sample(key, seq, row, drafts);
+            self.push_sample(key, seq, row);
         }
     }
 
@@ -130,7 +129,7 @@ impl<P: Clone> Draft<P> {
         let blocks = seq.table.as_ref().map_or(&[][..], BlockTable::blocks);
         self.plan.admitted.push(AdmittedSeq {
             slot: SlotId(seq.slot),
-            tokens: seq.tokens.clone(),
+            tokens: seq.tokens.first(seq.tokens.len(), 0),
             num_prompt: seq.num_prompt,
             num_computed: seq.computed,
             blocks: blocks.to_vec(),
@@ -140,17 +139,14 @@ impl<P: Clone> Draft<P> {
     }
 
     #[inline]
-    pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32, drafts: u32) {
+    pub(super) fn push_sample(&mut self, key: u32, seq: &mut Seq<P>, row: u32) {
         seq.sampling += 1;
         self.samples_left = self.samples_left.saturating_sub(1);
         self.plan.samples.push(SampleRow {
             slot: SlotId(seq.slot),
             row,
         });
-        self.record.samples.push(SampleRecord {
-            key,
-            most: drafts + 1,
-        });
+        self.record.samples.push(SampleRecord { key, row });
     }
 }
 

@@ -38,8 +38,8 @@ fn view<P>(seq: &Seq<P>) -> SeqSnapshot {
     let state = match seq.status {
         Status::Waiting if seq.preemptions > 0 => SeqState::Preempted,
         Status::Waiting => SeqState::Waiting,
-        Status::Running if seq.done + 1 < seq.tokens.len() as u32 => SeqState::Prefill,
-        Status::Running if seq.tokens.len() as u32 == seq.num_prompt => SeqState::Prefill,
+        Status::Running if seq.done + 1 < seq.tokens.len() => SeqState::Prefill,
+        Status::Running if seq.tokens.len() == seq.num_prompt => SeqState::Prefill,
         Status::Running => SeqState::Running,
         Status::Yielding => SeqState::Preempted,
         Status::Leaving => SeqState::Finished,
@@ -50,7 +50,7 @@ fn view<P>(seq: &Seq<P>) -> SeqSnapshot {
         state,
         slot: (seq.slot != u32::MAX).then_some(seq.slot),
         num_prompt: seq.num_prompt,
-        num_tokens: seq.tokens.len() as u32,
+        num_tokens: seq.tokens.len(),
         num_computed: seq.done,
         blocks: seq
             .table

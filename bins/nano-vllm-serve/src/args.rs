@@ -76,9 +76,18 @@ pub struct EngineArgs {
     /// Number of blocks of the KV cache, whatever the memory.
     #[arg(long)]
     pub num_gpu_blocks_override: Option<usize>,
-    /// Ranks to divide the model among: threads of this process, or, under torchrun, processes.
+    /// Ranks to divide each layer among: threads of this process, or, under torchrun, processes. On
+    /// the CPU only.
     #[arg(long, alias = "tp", default_value_t = 1)]
     pub tensor_parallel_size: usize,
+    /// Pipeline stages to divide the layers among, each of --tensor-parallel-size ranks. On the CPU
+    /// only.
+    #[arg(long, alias = "pp", default_value_t = 1)]
+    pub pipeline_parallel_size: usize,
+    /// Layers of each pipeline stage, such as 20,12 [default: the same number; what is left goes to
+    /// the stages before the last].
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    pub pp_layer_partition: Option<Vec<usize>>,
     /// Seconds that a rank may keep the others waiting before all of them end.
     #[arg(long, default_value = "60", value_parser = parse_seconds)]
     pub distributed_timeout: Duration,

@@ -55,7 +55,7 @@ impl EngineArgs {
         })
     }
 
-    fn config(&self) -> anyhow::Result<EngineConfig> {
+    pub fn config(&self) -> anyhow::Result<EngineConfig> {
         let defaults = EngineConfig::new(self.model.clone().unwrap_or_default());
         Ok(EngineConfig {
             revision: self.revision.clone(),
@@ -83,6 +83,8 @@ impl EngineArgs {
             enforce_eager: self.enforce_eager,
             served_model_name: self.served_model_name.clone(),
             tensor_parallel_size: self.tensor_parallel_size,
+            pipeline_parallel_size: self.pipeline_parallel_size,
+            pp_layer_partition: self.pp_layer_partition.clone(),
             world: self.world.clone(),
             distributed_timeout: self.distributed_timeout,
             max_logprobs: self.max_logprobs,

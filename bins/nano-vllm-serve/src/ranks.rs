@@ -18,12 +18,7 @@ pub fn join(args: &mut EngineArgs) -> anyhow::Result<()> {
     let Some(launcher) = Launcher::from_env()? else {
         return Ok(());
     };
-    let (processes, ranks) = (launcher.world_size, args.tensor_parallel_size);
-    anyhow::ensure!(
-        processes == ranks,
-        "--tensor-parallel-size is {ranks}, but the launcher started {processes} processes \
-         (WORLD_SIZE); they must be equal"
-    );
+    args.config()?.check_world_size(launcher.world_size)?;
     let world = World::connect(&launcher, args.distributed_timeout)?;
     let rank = launcher.rank;
     world.health().on_failure(move |failure| {

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::frontend::{Frontend, Limits};
 use crate::generation_config::GenerationConfig;
 use crate::hub::{self, HubError, HubOptions};
-use crate::memory::{Budget, free_host_memory, size_cache, wanted_model_len};
+use crate::memory::{Budget, size_cache, wanted_model_len};
 use crate::ranks::{Ranks, tell};
 use crate::tokenizer::Tokenizer;
 
@@ -162,7 +162,9 @@ fn assemble(
     generation_config: GenerationConfig,
 ) -> Result<Engine<Runner>, BuildError> {
     let on_cpu = model.device() == Device::Cpu;
-    let block_bytes = model.kv_bytes_per_block(config.block_size) as u64;
+    // All stages have the same number of blocks, so the one with most layers says how many.
+    let block_bytes = model.most_kv_bytes_per_block(config.block_size) as u64;
+    let stages = config.pipeline_parallel_size;
     let model_len = wanted_model_len(config, model.config().max_context())?;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
         let usual = if on_cpu { 2048 } else { 8192 };
@@ -188,16 +190,15 @@ fn assemble(
         max_model_len: size.max_model_len,
         enable_chunked_prefill: config.enable_chunked_prefill,
         long_prefill_token_threshold: config.long_prefill_token_threshold,
-        max_steps_in_flight: if config.overlap.unwrap_or(!on_cpu) {
-            2
-        } else {
-            1
+        max_steps_in_flight: match config.overlap.unwrap_or(stages > 1 || !on_cpu) {
+            true => stages.max(2),
+            false => 1,
         },
         sliding_window: model
             .config()
             .sliding_window()
             .and_then(|window| u32::try_from(window).ok()),
-        micro_batches: false,
+        micro_batches: stages > 1,
         watermark_blocks: 0,
         preemption_mode: batch_scheduler::PreemptionMode::Recompute,
     };
@@ -222,7 +223,7 @@ fn assemble(
         seed: config.seed,
     };
     let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
-    let runner = ranks.runner(model, &sizes)?;
+    let runner = ranks.runner(config, model, &sizes)?;
     tracing::info!(
         blocks = size.num_blocks - 1,
         block_size = config.block_size,
@@ -243,9 +244,7 @@ fn budget(
     sizes: &RunnerConfig,
 ) -> Result<(Model, Budget), BuildError> {
     let Device::Cuda(device) = model.device() else {
-        // Every rank's cache is of this size.
-        let share = free_host_memory() / ranks.on_this_machine(config) as u64;
-        return Ok((model, Budget::of_host(share)));
+        return Ok((model, Budget::of_host(ranks.free_memory(config)?)));
     };
     let (model, memory, work) = Runner::measure(model, device, sizes)?;
     let utilization = config.gpu_memory_utilization;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tp_model::distributed::World;
-use tp_model::{Backend, DtypeChoice};
+use tp_model::{Backend, DtypeChoice, ParallelConfig};
 
 /// Less would not tell a rank that is gone from one whose thread waits its turn.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -50,8 +50,8 @@ pub struct EngineConfig {
     pub scheduling_policy: Policy,
     /// Seed of requests without one, and of dummy weights.
     pub seed: u64,
-    /// Whether the next step is planned while one runs. Unset: on a GPU only, since on a CPU both
-    /// would want the same cores.
+    /// Whether the next step is planned while one runs. Unset: on a GPU and with several pipeline
+    /// stages, but not on a CPU, where both would want the same cores.
     pub overlap: Option<bool>,
     /// Which kernels run the model.
     pub attention_backend: Backend,
@@ -63,8 +63,13 @@ pub struct EngineConfig {
     pub enforce_eager: bool,
     /// Names under which a server offers the model; empty: the model's own.
     pub served_model_name: Vec<String>,
-    /// Ranks to divide the model among: threads of this process, unless there is a `world`.
+    /// Ranks to divide each layer among: threads of this process, unless there is a `world`.
     pub tensor_parallel_size: usize,
+    /// Stages to divide the layers among, each of which is `tensor_parallel_size` ranks. On the CPU
+    /// only. As many steps as stages are under way, unless `overlap` is off.
+    pub pipeline_parallel_size: usize,
+    /// How many layers each stage has; unset: evenly ([`ParallelConfig::pp_layer_partition`]).
+    pub pp_layer_partition: Option<Vec<usize>>,
     /// The processes that are the ranks, of which this is one.
     pub world: Option<World>,
     /// How long a rank may keep the others waiting before the engine ends.
@@ -192,6 +197,8 @@ impl EngineConfig {
             enforce_eager: false,
             served_model_name: Vec::new(),
             tensor_parallel_size: 1,
+            pipeline_parallel_size: 1,
+            pp_layer_partition: None,
             world: None,
             distributed_timeout: Duration::from_secs(60),
             max_logprobs: 20,
@@ -201,19 +208,19 @@ impl EngineConfig {
         }
     }
 
+    /// How the model is divided among ranks.
+    pub fn parallel(&self) -> ParallelConfig {
+        ParallelConfig {
+            tensor_parallel_size: self.tensor_parallel_size,
+            pipeline_parallel_size: self.pipeline_parallel_size,
+            pp_layer_partition: self.pp_layer_partition.clone(),
+        }
+    }
+
     /// Checks what can be checked before the model is known.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if let Some(world) = &self.world
-            && world.world_size() != self.tensor_parallel_size
-        {
-            return Err(ConfigError::new(
-                "tensor_parallel_size",
-                format!(
-                    "is {}, but there are {} processes (WORLD_SIZE); they must be equal",
-                    self.tensor_parallel_size,
-                    world.world_size()
-                ),
-            ));
+        if let Some(world) = &self.world {
+            self.check_world_size(world.world_size())?;
         }
         if self.distributed_timeout < MIN_TIMEOUT {
             return Err(ConfigError::new(
@@ -223,6 +230,7 @@ impl EngineConfig {
         }
         let sizes = [
             ("tensor_parallel_size", Some(self.tensor_parallel_size)),
+            ("pipeline_parallel_size", Some(self.pipeline_parallel_size)),
             ("max_num_seqs", Some(self.max_num_seqs)),
             ("block_size", Some(self.block_size)),
             ("max_num_batched_tokens", self.max_num_batched_tokens),
@@ -265,5 +273,30 @@ impl EngineConfig {
             ));
         }
         Ok(())
+    }
+    /// Fails unless `processes` are as many as the ranks.
+    pub fn check_world_size(&self, processes: usize) -> Result<(), ConfigError> {
+        let (tp, pp) = (self.tensor_parallel_size, self.pipeline_parallel_size);
+        if tp.checked_mul(pp) == Some(processes) {
+            return Ok(());
+        }
+        let mut fits: Vec<String> = Vec::new();
+        if pp > 0 && processes.is_multiple_of(pp) {
+            fits.push(format!("tensor_parallel_size {}", processes / pp));
+        }
+        if tp > 0 && processes.is_multiple_of(tp) {
+            fits.push(format!("pipeline_parallel_size {}", processes / tp));
+        }
+        if let Some(ranks) = tp.checked_mul(pp) {
+            fits.push(format!("{ranks} processes"));
+        }
+        Err(ConfigError::new(
+            "tensor_parallel_size",
+            format!(
+                "tensor_parallel_size {tp} times pipeline_parallel_size {pp} must be the number of \
+                 processes, but the launcher started {processes} processes (WORLD_SIZE); use {}",
+                fits.join(" or ")
+            ),
+        ))
     }
 }

@@ -66,7 +66,7 @@ pub use stream::TokenStream;
 pub use batch_scheduler::{RequestId, Stats};
 pub use sampler::{SamplingParams, TokenLogprobs};
 pub use tp_model::distributed::{Launcher, World};
-pub use tp_model::{Backend, DtypeChoice};
+pub use tp_model::{Backend, DtypeChoice, ParallelConfig};
 
 /// The README's code is compiled with the documentation's.
 #[cfg(doctest)]

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use tp_model::comm::CommError;
 use tp_model::distributed::{self, Followers, LocalRanks, World};
-use tp_model::{LoadOptions, Model, Runner, RunnerConfig};
+use tp_model::{LoadOptions, Model, ModelConfig, Runner, RunnerConfig};
 
 use crate::builder::{BuildError, Progress, load_options, resolve_model};
 use crate::config::{ConfigError, EngineConfig};
+use crate::memory::free_host_memory;
 
 /// Where the other ranks are.
 pub(crate) enum Ranks {
@@ -28,21 +29,25 @@ impl Ranks {
         options: &LoadOptions<'_>,
     ) -> Result<(Model, Self), BuildError> {
         if let Some(world) = &config.world {
-            let model = load_share(world, dir, options)?;
+            let model = load_share(config, world, dir, options)?;
             return Ok((model, Ranks::Processes(world.clone())));
         }
-        if config.tensor_parallel_size == 1 {
+        let parallel = config.parallel();
+        if parallel.world_size() == 1 {
+            // For its checks: there may be a partition.
+            parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
             return Ok((Model::load(dir, options)?, Ranks::Solo));
         }
         if options.device != tch::Device::Cpu {
-            return Err(ConfigError::new(
-                "tensor_parallel_size",
-                "several ranks run on the CPU only in this version; use 1, or --cpu",
-            )
-            .into());
+            let option = match config.pipeline_parallel_size {
+                1 => "tensor_parallel_size",
+                _ => "pipeline_parallel_size",
+            };
+            let what = "several ranks run on the CPU only in this version; use 1, or --cpu";
+            return Err(ConfigError::new(option, what).into());
         }
-        let (size, timeout) = (config.tensor_parallel_size, config.distributed_timeout);
-        let (model, ranks) = LocalRanks::load(dir, options, size, timeout)?;
+        let timeout = config.distributed_timeout;
+        let (model, ranks) = LocalRanks::load(dir, options, &parallel, timeout)?;
         Ok((model, Ranks::Threads(ranks)))
     }
 
@@ -50,17 +55,32 @@ impl Ranks {
     pub(crate) fn on_this_machine(&self, config: &EngineConfig) -> usize {
         match self {
             Ranks::Solo => 1,
-            Ranks::Threads(_) => config.tensor_parallel_size,
+            Ranks::Threads(_) => config.parallel().world_size(),
             Ranks::Processes(world) => world.launcher().local_world_size,
         }
     }
 
+    /// What each rank's cache can have, in bytes: what the rank with the least can, if ranks are
+    /// processes, which may be on several machines. Waits until all have loaded the model.
+    pub(crate) fn free_memory(&self, config: &EngineConfig) -> Result<u64, BuildError> {
+        let own = free_host_memory() / self.on_this_machine(config) as u64;
+        Ok(match self {
+            Ranks::Processes(world) => world.wait_loaded()?.into_iter().fold(own, u64::min),
+            Ranks::Solo | Ranks::Threads(_) => own,
+        })
+    }
+
     /// Starts the other ranks, and makes the runner that leads them.
-    pub(crate) fn runner(self, model: Model, sizes: &RunnerConfig) -> Result<Runner, BuildError> {
+    pub(crate) fn runner(
+        self,
+        config: &EngineConfig,
+        model: Model,
+        sizes: &RunnerConfig,
+    ) -> Result<Runner, BuildError> {
         let followers = match self {
             Ranks::Solo => return Ok(Runner::new(model, sizes)?),
             Ranks::Threads(ranks) => ranks.start(sizes)?,
-            Ranks::Processes(world) => Followers::processes(&world, sizes)?,
+            Ranks::Processes(world) => Followers::processes(&world, &config.parallel(), sizes)?,
         };
         Ok(Runner::with_followers(model, sizes, followers)?)
     }
@@ -85,8 +105,10 @@ pub(crate) fn follow_in(
     };
     let follow = move || {
         config.validate()?;
-        let model = load_share(world, dir.as_ref(), &load_options(config, progress)?)?;
+        let options = load_options(config, progress)?;
+        let model = load_share(config, world, dir.as_ref(), &options)?;
         drop(dir);
+        world.loaded(free_host_memory() / world.launcher().local_world_size as u64)?;
         Ok(distributed::follow(world, model)?)
     };
     follow().map_err(|error| tell(config, error))
@@ -101,7 +123,12 @@ pub(crate) fn tell(config: &EngineConfig, error: BuildError) -> BuildError {
     }
 }
 
-fn load_share(world: &World, dir: &Path, options: &LoadOptions<'_>) -> Result<Model, BuildError> {
+fn load_share(
+    config: &EngineConfig,
+    world: &World,
+    dir: &Path,
+    options: &LoadOptions<'_>,
+) -> Result<Model, BuildError> {
     if options.device != tch::Device::Cpu {
         return Err(ConfigError::new(
             "device",
@@ -109,9 +136,11 @@ fn load_share(world: &World, dir: &Path, options: &LoadOptions<'_>) -> Result<Mo
         )
         .into());
     }
-    world.agree(dir, options)?;
-    let comm = Box::new(world.collective()?);
-    Ok(Model::load_shard(dir, options, comm)?)
+    let parallel = config.parallel();
+    world.agree(dir, options, &parallel)?;
+    let partition = parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
+    let groups = world.groups(&parallel)?;
+    Ok(Model::load_stage(dir, options, groups, partition)?)
 }
 
 impl From<CommError> for BuildError {

@@ -14,6 +14,7 @@ pub mod layers;
 mod model;
 pub mod models;
 mod options;
+mod parallel;
 mod runner;
 mod session;
 mod step_input;
@@ -23,6 +24,7 @@ pub use config::{Family, ModelConfig, RopeConfig, RopeScaling};
 pub use error::{ModelError, RunnerError};
 pub use model::Model;
 pub use options::{Backend, DtypeChoice, LoadFormat, LoadOptions};
+pub use parallel::{ParallelConfig, ParallelGroups, Stage};
 pub use runner::{Runner, RunnerConfig, SeqParams, StepTicket};
 pub use session::Session;
 

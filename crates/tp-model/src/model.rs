@@ -12,6 +12,7 @@ use crate::error::ModelError;
 use crate::kv_cache::{KvCache, KvShape};
 use crate::models::Decoder;
 use crate::options::LoadOptions;
+use crate::parallel::{ParallelGroups, Stage};
 use crate::weights::{LoadContext, Shard, Source};
 
 /// A model that is ready to run. It holds no state of any sequence: see [`crate::Session`] for
@@ -21,7 +22,10 @@ pub struct Model {
     config: ModelConfig,
     decoder: Decoder,
     attention: Box<dyn AttentionBackend>,
-    comm: Box<dyn Collective>,
+    groups: ParallelGroups,
+    stage: Stage,
+    /// Dtype of activations.
+    activations: Kind,
     #[cfg(feature = "cuda")]
     kernels: Option<std::sync::Arc<torch_ext::cuda::Kernels>>,
     #[cfg(feature = "cuda")]
@@ -46,13 +50,43 @@ impl Model {
         options: &LoadOptions<'_>,
         comm: Box<dyn Collective>,
     ) -> Result<Self, ModelError> {
+        let config = ModelConfig::from_dir(dir)?;
+        let partition = vec![config.num_layers];
+        Self::load_stage(dir, options, ParallelGroups::tensor(comm), partition)
+    }
+
+    /// As [`Model::load_shard`], of the stage that the rank has in `groups.pp` alone: its layers, on
+    /// the first stage the embedding, and on the last the final norm and the output projection.
+    /// `partition` says how many layers each stage has
+    /// ([`ParallelConfig::partition`](crate::ParallelConfig::partition)).
+    pub fn load_stage(
+        dir: &Path,
+        options: &LoadOptions<'_>,
+        groups: ParallelGroups,
+        partition: Vec<usize>,
+    ) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let config = ModelConfig::from_dir(dir)?;
         let shard = Shard {
-            rank: comm.rank(),
-            world_size: comm.world_size(),
+            rank: groups.tp.rank(),
+            world_size: groups.tp.world_size(),
         };
         shard.check(&config)?;
+        let layers: usize = partition.iter().sum();
+        if layers != config.num_layers || partition.len() != groups.pp.world_size() {
+            return Err(ModelError::Options(format!(
+                "{partition:?} are not the {} layers of this model on {} stages",
+                config.num_layers,
+                groups.pp.world_size()
+            )));
+        }
+        let stage = Stage::new(groups.pp.rank(), partition)?;
+        if stage.count() > 1 && options.device != Device::Cpu {
+            return Err(ModelError::Options(format!(
+                "pipeline_parallel_size {}: pipeline stages run on the CPU only in this version",
+                stage.count()
+            )));
+        }
         check_device(options.device)?;
         let kind = options.dtype.resolve(&config);
         let activations = match options.device {
@@ -67,7 +101,7 @@ impl Model {
         let total = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(),
             Source::Dummy(_) => config.num_parameters() * 4,
-        } / shard.world_size as u64;
+        } / (shard.world_size * stage.count()) as u64;
         let context = LoadContext {
             source,
             shard,
@@ -79,12 +113,13 @@ impl Model {
             done: AtomicU64::new(0),
             total,
         };
-        let (decoder, used) = Decoder::load(&context, &config)?;
+        let (decoder, used) = Decoder::load(&context, &config, &stage)?;
         // Old checkpoints hold rotary frequencies, which follow from the configuration; and the
         // output projection may be there twice although it is tied.
         context.finish(&used, |name| {
             name.ends_with("rotary_emb.inv_freq")
                 || (name == "lm_head.weight" && config.tie_word_embeddings)
+                || stage.is_elsewhere(name, config.tie_word_embeddings)
         });
         Ok(Self {
             config,
@@ -96,10 +131,22 @@ impl Model {
             deterministic: options.deterministic,
             #[cfg(feature = "cuda")]
             enforce_eager: options.enforce_eager,
-            comm,
+            groups,
+            stage,
+            activations,
             device: options.device,
             kind,
         })
+    }
+
+    /// The same model with another attention, made of its own.
+    #[cfg(test)]
+    pub(crate) fn map_attention(
+        mut self,
+        map: impl FnOnce(Box<dyn AttentionBackend>) -> Box<dyn AttentionBackend>,
+    ) -> Self {
+        self.attention = map(self.attention);
+        self
     }
 
     /// The model's configuration.
@@ -118,15 +165,25 @@ impl Model {
     }
 
     /// What connects this rank to the others.
-    pub fn comm(&self) -> &dyn Collective {
-        self.comm.as_ref()
+    pub fn groups(&self) -> &ParallelGroups {
+        &self.groups
+    }
+
+    /// Which layers this rank has.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Whether this rank gets the logits.
+    pub fn has_logits(&self) -> bool {
+        self.stage.is_last() && self.groups.tp.rank() == 0
     }
 
     /// Which share of the model this is.
     pub fn shard(&self) -> Shard {
         Shard {
-            rank: self.comm.rank(),
-            world_size: self.comm.world_size(),
+            rank: self.groups.tp.rank(),
+            world_size: self.groups.tp.world_size(),
         }
     }
 
@@ -135,10 +192,10 @@ impl Model {
         self.decoder.weight_bytes()
     }
 
-    /// Shape of this model's cache for blocks of `block_size` tokens.
+    /// Shape of this rank's cache for blocks of `block_size` tokens.
     pub fn kv_shape(&self, block_size: usize) -> KvShape {
         KvShape {
-            num_layers: self.config.num_layers,
+            num_layers: self.stage.layers().len(),
             num_kv_heads: self.shard().kv_heads(self.config.num_kv_heads).0,
             head_dim: self.config.head_dim,
             block_size,
@@ -146,9 +203,19 @@ impl Model {
         }
     }
 
-    /// Bytes of one block of `block_size` tokens, keys and values of all layers.
+    /// Bytes of one block of `block_size` tokens, keys and values of all layers that this rank has.
     pub fn kv_bytes_per_block(&self, block_size: usize) -> usize {
         self.kv_shape(block_size).bytes_per_block()
+    }
+
+    /// As [`Model::kv_bytes_per_block`], on the stage that has most layers. All stages have the
+    /// same number of blocks, so this is what limits it.
+    pub fn most_kv_bytes_per_block(&self, block_size: usize) -> usize {
+        let largest = KvShape {
+            num_layers: self.stage.most_layers(),
+            ..self.kv_shape(block_size)
+        };
+        largest.bytes_per_block()
     }
 
     /// How many blocks of `block_size` tokens fit `bytes`.
@@ -156,35 +223,68 @@ impl Model {
         bytes / self.kv_bytes_per_block(block_size)
     }
 
-    /// Final hidden states of the tokens at `rows` of `ids`, both int64 (`None`: of all); writes
-    /// all tokens' keys and values.
+    /// Runs this rank's layers for the tokens `ids` (int64), with what comes from the stage before,
+    /// and writes their keys and values. On the last stage: final hidden states of the tokens at
+    /// `rows` (int64; `None`: of all). The others send their output on and return `None`.
     pub(crate) fn forward(
         &self,
         ids: &Tensor,
         rows: Option<&Tensor>,
         cache: &KvCache,
         batch: &AttentionBatch,
-    ) -> Result<Tensor, CommError> {
-        self.decoder.forward(
+    ) -> Result<Option<Tensor>, CommError> {
+        let (pp, index) = (&self.groups.pp, self.stage.index());
+        let input = match self.stage.is_first() {
+            true => None,
+            false => {
+                let size = [ids.size()[0], self.config.hidden_size as i64];
+                let like = Tensor::empty(size, (self.activations, self.device));
+                Some(pp.recv(&like, index - 1)?)
+            }
+        };
+        let output = self.decoder.forward(
             ids,
+            input,
             rows,
             cache,
             batch,
             self.attention.as_ref(),
-            self.comm.as_ref(),
-        )
+            self.groups.tp.as_ref(),
+        )?;
+        if self.stage.is_last() {
+            return Ok(Some(output));
+        }
+        pp.send(&output, index + 1)?;
+        Ok(None)
     }
 
-    /// Logits (float32, `[rows, vocab]`) of hidden states from [`Model::forward`], on rank 0;
-    /// `None` on the others, which must call this too.
+    /// As [`Model::forward`], of a model of one stage.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn forward_whole(
+        &self,
+        ids: &Tensor,
+        rows: Option<&Tensor>,
+        cache: &KvCache,
+        batch: &AttentionBatch,
+    ) -> Result<Tensor, CommError> {
+        let hidden = self.forward(ids, rows, cache, batch)?;
+        hidden.ok_or_else(|| CommError {
+            rank: self.groups.tp.rank(),
+            world_size: self.groups.tp.world_size(),
+            what: "has a stage that is not the last".to_owned(),
+        })
+    }
+
+    /// Logits (float32, `[rows, vocab]`) of the last stage's hidden states, where
+    /// [`Model::has_logits`]; `None` on the stage's other ranks, which must call this too.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>, CommError> {
-        self.decoder.logits(hidden, self.comm.as_ref())
+        self.decoder.logits(hidden, self.groups.tp.as_ref())
     }
 
     /// As [`Model::logits`], in the dtype of activations.
     #[cfg(feature = "cuda")]
-    pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Tensor {
-        self.decoder.raw_logits(hidden)
+    pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Result<Tensor, CommError> {
+        self.decoder.raw_logits(hidden, self.groups.tp.as_ref())
     }
 
     /// Whether logits must not depend on what else is in a step.

@@ -75,8 +75,8 @@ impl Model {
 
 impl Session<'_> {
     /// Runs the next tokens of the sequence; their logits, float32 `[tokens, vocab]` on the CPU.
-    /// Every rank of a divided model calls this with the same tokens; ranks other than 0 get no
-    /// rows.
+    /// Every rank of a divided model calls this with the same tokens; those without logits
+    /// ([`Model::has_logits`]) get no rows.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Tensor, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let vocab = self.model.config().vocab_size;
@@ -104,7 +104,10 @@ impl Session<'_> {
         let (ids, batch) = self.input.finish();
         let hidden = self.model.forward(&ids, Some(&rows), &self.cache, batch)?;
         self.len += more;
-        let logits = self.model.logits(&hidden)?;
+        let logits = match hidden {
+            Some(hidden) => self.model.logits(&hidden)?,
+            None => None,
+        };
         Ok(logits.map_or_else(
             || Tensor::zeros([0, vocab as i64], (Kind::Float, Device::Cpu)),
             |logits| logits.to_device(Device::Cpu),

@@ -44,6 +44,10 @@ struct Figures {
 pub fn run(args: &CollectiveArgs) -> anyhow::Result<()> {
     let ranks = args.engine.tensor_parallel_size;
     anyhow::ensure!(
+        args.engine.pipeline_parallel_size == 1,
+        "pipeline stages exchange no sums; give the ranks with --tp"
+    );
+    anyhow::ensure!(
         ranks > 1,
         "one rank exchanges nothing; set --tp to 2 or more"
     );

@@ -7,6 +7,8 @@ mod solo;
 mod tcp;
 mod threads;
 
+use std::time::Duration;
+
 pub use health::Health;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
@@ -57,6 +59,12 @@ pub trait Collective: Send + std::fmt::Debug {
 
     /// Takes a tensor from rank `from`, of the shape and dtype of `like`.
     fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError>;
+}
+
+/// How long stage `stage` waits for the one before it: longer than that one waits itself, so that
+/// the first to lose patience is the one that waits for the rank at fault.
+pub(crate) fn patience(timeout: Duration, stage: usize) -> Duration {
+    timeout + timeout / 8 * u32::try_from(stage.saturating_sub(1)).unwrap_or(u32::MAX)
 }
 
 /// The sum of at least one tensor, first to last: the order is part of the result's bits.

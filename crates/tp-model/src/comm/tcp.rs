@@ -19,9 +19,16 @@ const GRACE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(crate) struct Peers {
     rank: usize,
-    streams: Vec<Option<Mutex<TcpStream>>>,
-    timeout: Duration,
+    lines: Vec<Option<Mutex<Line>>>,
     health: Health,
+}
+
+/// A connection to another process.
+#[derive(Debug)]
+struct Line {
+    stream: TcpStream,
+    /// How long it may be silent where something is due.
+    patience: Duration,
 }
 
 impl Peers {
@@ -47,52 +54,66 @@ impl Peers {
         });
         Ok(Self {
             rank,
-            streams: streams.into_iter().map(|s| s.map(Mutex::new)).collect(),
-            timeout,
+            lines: streams
+                .into_iter()
+                .map(|stream| {
+                    stream.map(|stream| {
+                        Mutex::new(Line {
+                            stream,
+                            patience: timeout,
+                        })
+                    })
+                })
+                .collect(),
             health,
         })
     }
 
-    fn stream(&self, peer: usize) -> Result<MutexGuard<'_, TcpStream>, CommError> {
-        let stream = self.streams.get(peer).and_then(Option::as_ref);
-        let stream = stream.ok_or_else(|| CommError {
+    /// From now on waits so long for `peer`'s bytes.
+    pub(crate) fn set_patience(&self, peer: usize, patience: Duration) -> Result<(), CommError> {
+        let mut line = self.line(peer)?;
+        line.patience = patience;
+        let set = line.stream.set_read_timeout(Some(patience));
+        set.map_err(|e| self.blame(peer, explain(&e, patience)))
+    }
+
+    fn line(&self, peer: usize) -> Result<MutexGuard<'_, Line>, CommError> {
+        let line = self.lines.get(peer).and_then(Option::as_ref);
+        let line = line.ok_or_else(|| CommError {
             rank: self.rank,
-            world_size: self.streams.len(),
+            world_size: self.lines.len(),
             what: format!("is not connected to rank {peer}"),
         })?;
-        Ok(stream.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(line.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A tensor's bytes to a peer, after their number.
     fn write(&self, peer: usize, bytes: &[u8]) -> Result<(), CommError> {
-        let mut stream = self.stream(peer)?;
+        let line = &mut *self.line(peer)?;
         let mut send = || {
-            stream.write_all(&(bytes.len() as u64).to_le_bytes())?;
-            stream.write_all(bytes)
+            line.stream.write_all(&(bytes.len() as u64).to_le_bytes())?;
+            line.stream.write_all(bytes)
         };
-        send().map_err(|e| self.broken(peer, &e))
+        send().map_err(|e| self.blame(peer, explain(&e, line.patience)))
     }
 
     fn read(&self, peer: usize, bytes: &mut [u8]) -> Result<(), CommError> {
-        let mut stream = self.stream(peer)?;
+        let line = &mut *self.line(peer)?;
+        let patience = line.patience;
         let mut length = [0; 8];
-        let broken = |e: io::Error| self.broken(peer, &e);
-        stream.read_exact(&mut length).map_err(broken)?;
+        let broken = |e: io::Error| self.blame(peer, explain(&e, patience));
+        line.stream.read_exact(&mut length).map_err(broken)?;
         let (found, expected) = (u64::from_le_bytes(length), bytes.len() as u64);
         if found != expected {
             return Err(self.health.fail(CommError {
                 rank: peer,
-                world_size: self.streams.len(),
+                world_size: self.lines.len(),
                 what: format!(
                     "sent {found} bytes where {expected} were due: the ranks are not in step"
                 ),
             }));
         }
-        stream.read_exact(bytes).map_err(broken)
-    }
-
-    fn broken(&self, peer: usize, error: &io::Error) -> CommError {
-        self.blame(peer, explain(error, self.timeout))
+        line.stream.read_exact(bytes).map_err(broken)
     }
 
     /// The failure of the group, now that a connection to `peer` broke.
@@ -104,7 +125,7 @@ impl Peers {
         }
         self.health.fail(CommError {
             rank: peer,
-            world_size: self.streams.len(),
+            world_size: self.lines.len(),
             what,
         })
     }
@@ -152,8 +173,8 @@ impl Tcp {
     fn member(&self, rank: usize) -> Result<usize, CommError> {
         let member = self.members.get(rank).filter(|_| rank != self.index);
         member.copied().ok_or_else(|| CommError {
-            rank: self.index,
-            world_size: self.members.len(),
+            rank: self.peers.rank,
+            world_size: self.peers.lines.len(),
             what: format!("cannot exchange with rank {rank}"),
         })
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
-use super::{Collective, CommError, Health, sum_in_order};
+use super::{Collective, CommError, Health, patience, sum_in_order};
+use crate::parallel::{ParallelConfig, ParallelGroups};
 
 /// How often a rank looks again before it sleeps: most exchanges are over by then.
 const LOOKS: usize = 64;
@@ -26,6 +27,9 @@ pub struct Threads {
 
 #[derive(Debug)]
 struct Hub {
+    /// The ranks of the group among those of the world.
+    members: Vec<usize>,
+    /// Ranks in the world, for errors.
     world_size: usize,
     timeout: Duration,
     health: Health,
@@ -52,12 +56,50 @@ impl Threads {
     /// The ranks of a group, in order. A rank that waits longer than `timeout` for another fails,
     /// and with it, through `health`, the whole group.
     pub fn group(world_size: usize, timeout: Duration, health: &Health) -> Vec<Threads> {
+        Self::part((0..world_size).collect(), world_size, timeout, health)
+    }
+
+    /// The groups of all ranks of a divided model, in order. A stage waits an eighth of `timeout`
+    /// longer than the one before it, so that the first to lose patience names the rank at fault
+    /// and not one that waits itself.
+    pub fn grid(
+        parallel: &ParallelConfig,
+        timeout: Duration,
+        health: &Health,
+    ) -> Vec<ParallelGroups> {
+        let world_size = parallel.world_size();
+        let part = |members| Self::part(members, world_size, timeout, health).into_iter();
+        // What is handed out next, by the group's first rank: ranks come in order.
+        let mut tp = HashMap::new();
+        let mut pp = HashMap::new();
+        let ranks = (0..world_size).map(|rank| {
+            let seat = |groups: &mut HashMap<usize, _>, members: Vec<usize>| {
+                let group = groups.entry(members[0]);
+                let seat = group.or_insert_with(|| part(members)).next();
+                seat.expect("a group has a seat for each of its ranks")
+            };
+            ParallelGroups {
+                tp: Box::new(seat(&mut tp, parallel.tp_members(rank).0)),
+                pp: Box::new(seat(&mut pp, parallel.pp_members(rank).0)),
+            }
+        });
+        ranks.collect()
+    }
+
+    fn part(
+        members: Vec<usize>,
+        world_size: usize,
+        timeout: Duration,
+        health: &Health,
+    ) -> Vec<Threads> {
+        let size = members.len();
         let round = || Round {
-            tensors: (0..world_size).map(|_| None).collect(),
+            tensors: (0..size).map(|_| None).collect(),
             arrived: 0,
             left: 0,
         };
         let hub = Arc::new(Hub {
+            members,
             world_size,
             timeout,
             health: health.clone(),
@@ -80,7 +122,7 @@ impl Threads {
             hub: hub.clone(),
             round: Cell::new(0),
         };
-        (0..world_size).map(rank).collect()
+        (0..size).map(rank).collect()
     }
 
     /// Everybody's tensor, in rank order. They share storage with the senders' tensors, which
@@ -94,24 +136,27 @@ impl Threads {
         let round = &mut state.rounds[index];
         round.tensors[self.rank] = Some(tensor);
         round.arrived += 1;
-        if round.arrived == hub.world_size {
+        let size = hub.members.len();
+        if round.arrived == size {
             hub.news.notify_all();
         }
         let mut state = hub
-            .wait(state, |state| state.rounds[index].arrived == hub.world_size)
+            .wait(state, hub.timeout, |state| {
+                state.rounds[index].arrived == size
+            })
             .map_err(|timeout| {
                 let late = timeout.rounds[index]
                     .tensors
                     .iter()
                     .position(Option::is_none);
                 drop(timeout);
-                hub.late(late.unwrap_or(self.rank))
+                hub.late(late.unwrap_or(self.rank), hub.timeout)
             })??;
         let round = &mut state.rounds[index];
         let all = round.tensors.iter().flatten().map(Tensor::shallow_clone);
         let all = all.collect();
         round.left += 1;
-        if round.left == hub.world_size {
+        if round.left == size {
             // Last out: the place is free for the exchange after the next.
             round.tensors.fill_with(|| None);
             (round.arrived, round.left) = (0, 0);
@@ -130,6 +175,7 @@ impl Hub {
     fn wait<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
+        timeout: Duration,
         ready: impl Fn(&State) -> bool,
     ) -> Result<Result<MutexGuard<'a, State>, CommError>, MutexGuard<'a, State>> {
         for _ in 0..LOOKS {
@@ -140,7 +186,7 @@ impl Hub {
             std::thread::yield_now();
             state = self.lock();
         }
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + timeout;
         while !ready(&state) {
             if let Err(failure) = self.health.check() {
                 return Ok(Err(failure));
@@ -155,22 +201,23 @@ impl Hub {
         Ok(Ok(state))
     }
 
-    fn late(&self, rank: usize) -> CommError {
-        self.health.fail(CommError {
-            rank,
+    fn late(&self, member: usize, waited: Duration) -> CommError {
+        let what = format!("sent nothing for {} s", waited.as_secs_f32());
+        self.health.fail(self.error(member, what))
+    }
+
+    fn error(&self, member: usize, what: String) -> CommError {
+        CommError {
+            rank: self.members[member],
             world_size: self.world_size,
-            what: format!("sent nothing for {} s", self.timeout.as_secs_f32()),
-        })
+            what,
+        }
     }
 
     fn check_peer(&self, rank: usize, peer: usize) -> Result<(), CommError> {
-        match peer < self.world_size && peer != rank {
+        match peer < self.members.len() && peer != rank {
             true => Ok(()),
-            false => Err(CommError {
-                rank,
-                world_size: self.world_size,
-                what: format!("cannot exchange with rank {peer}"),
-            }),
+            false => Err(self.error(rank, format!("cannot exchange with rank {peer}"))),
         }
     }
 }
@@ -181,10 +228,13 @@ impl Collective for Threads {
     }
 
     fn world_size(&self) -> usize {
-        self.hub.world_size
+        self.hub.members.len()
     }
 
     fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        if self.hub.members.len() == 1 {
+            return Ok(tensor);
+        }
         Ok(sum_in_order(&self.exchange(tensor)?))
     }
 
@@ -200,10 +250,9 @@ impl Collective for Threads {
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {
         let all = self.exchange(tensor)?;
         // A copy each: what a collective returns may be written to.
-        all.get(root).map(Tensor::copy).ok_or_else(|| CommError {
-            rank: self.rank,
-            world_size: self.hub.world_size,
-            what: format!("there is no rank {root} to broadcast"),
+        all.get(root).map(Tensor::copy).ok_or_else(|| {
+            let what = format!("there is no rank {root} to broadcast");
+            self.hub.error(self.rank, what)
         })
     }
 
@@ -222,11 +271,15 @@ impl Collective for Threads {
         hub.check_peer(self.rank, from)?;
         let key = (from, self.rank);
         let waiting = |state: &State| state.mail.get(&key).is_some_and(|m| !m.is_empty());
-        let mut state = hub.wait(hub.lock(), waiting).map_err(|state| {
+        let patience = match from < self.rank {
+            true => patience(hub.timeout, self.rank),
+            false => hub.timeout,
+        };
+        let mut state = hub.wait(hub.lock(), patience, waiting).map_err(|state| {
             drop(state);
-            hub.late(from)
+            hub.late(from, patience)
         })??;
         let letter = state.mail.get_mut(&key).and_then(VecDeque::pop_front);
-        letter.ok_or_else(|| hub.late(from))
+        letter.ok_or_else(|| hub.late(from, patience))
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::options::LoadOptions;
+use crate::parallel::ParallelConfig;
 
 /// How much of each file is compared, at as many places: enough to tell checkpoints apart without
 /// reading them.
@@ -17,7 +18,7 @@ const SAMPLE_BYTES: usize = 4096;
 pub(super) struct Fingerprint(Vec<(&'static str, String)>);
 
 impl Fingerprint {
-    pub(super) fn new(dir: &Path, options: &LoadOptions<'_>, world_size: usize) -> Self {
+    pub(super) fn new(dir: &Path, options: &LoadOptions<'_>, parallel: &ParallelConfig) -> Self {
         let model = match digest(dir) {
             Ok(digest) => format!("{digest:016x}"),
             // Loading will say what is wrong; the others must not agree to nothing.
@@ -25,7 +26,21 @@ impl Fingerprint {
         };
         Self(vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("world size", world_size.to_string()),
+            (
+                "tensor_parallel_size",
+                parallel.tensor_parallel_size.to_string(),
+            ),
+            (
+                "pipeline_parallel_size",
+                parallel.pipeline_parallel_size.to_string(),
+            ),
+            (
+                "pp_layer_partition",
+                match &parallel.pp_layer_partition {
+                    None => "none".to_owned(),
+                    Some(partition) => format!("{partition:?}"),
+                },
+            ),
             ("model", model),
             ("dtype", format!("{:?}", options.dtype)),
             ("load format", format!("{:?}", options.format)),

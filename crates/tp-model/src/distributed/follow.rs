@@ -1,5 +1,8 @@
 //! The ranks that follow, and rank 0's way to lead them.
 
+#[cfg(test)]
+mod overlap_tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,16 +12,23 @@ use std::time::Duration;
 
 use torch_ext::cpu::{num_threads, set_num_threads};
 
+use super::outputs::{OutputLine, Outputs};
 use super::world::{Order, World};
 use crate::comm::{CommError, Health, Threads};
+use crate::config::ModelConfig;
 use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 use crate::options::LoadOptions;
+use crate::parallel::ParallelConfig;
 use crate::runner::{HostRunner, RunnerConfig, panic_text};
 
 /// The ranks that rank 0 leads.
 #[derive(Debug)]
-pub struct Followers(Kind);
+pub struct Followers {
+    kind: Kind,
+    /// Where outputs come from, if one of them samples.
+    outputs: Option<Outputs>,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -34,14 +44,21 @@ enum Kind {
 impl Followers {
     /// The other processes of a group, whose runners get the sizes of rank 0's. Waits until they
     /// have loaded the model.
-    pub fn processes(world: &World, config: &RunnerConfig) -> Result<Self, CommError> {
+    pub fn processes(
+        world: &World,
+        parallel: &ParallelConfig,
+        config: &RunnerConfig,
+    ) -> Result<Self, CommError> {
         world.configure(config)?;
-        Ok(Self(Kind::Processes(world.clone())))
+        Ok(Self {
+            outputs: world.outputs(parallel)?,
+            kind: Kind::Processes(world.clone()),
+        })
     }
 
     /// The first failure of the group, and a way to hear of it.
     pub fn health(&self) -> &Health {
-        match &self.0 {
+        match &self.kind {
             Kind::Threads { health, .. } => health,
             Kind::Processes(world) => world.health(),
         }
@@ -49,7 +66,7 @@ impl Followers {
 
     /// Gives all of them a step to take part in.
     pub(crate) fn send(&self, step: Vec<u8>) -> Result<(), CommError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Processes(world) => world.send_step(&step),
             Kind::Threads { lines, health, .. } => {
                 let step: Arc<[u8]> = step.into();
@@ -63,13 +80,18 @@ impl Followers {
         }
     }
 
+    /// Where the outputs of steps come from, if one of these ranks samples.
+    pub(crate) fn outputs(&self) -> Option<&Outputs> {
+        self.outputs.as_ref()
+    }
+
     /// Tells the group that rank 0 cannot go on.
     pub(crate) fn fail(&self, what: String) {
         self.health().fail(self.error(0, what));
     }
 
     fn error(&self, rank: usize, what: String) -> CommError {
-        let world_size = match &self.0 {
+        let world_size = match &self.kind {
             Kind::Threads { world_size, .. } => *world_size,
             Kind::Processes(world) => world.world_size(),
         };
@@ -88,7 +110,7 @@ impl Drop for Followers {
             threads,
             health,
             ..
-        } = &mut self.0
+        } = &mut self.kind
         {
             health.close();
             // Without a line a thread ends, unless it hangs: that one is left behind.
@@ -105,6 +127,8 @@ impl Drop for Followers {
 #[derive(Debug)]
 pub struct LocalRanks {
     models: Vec<Model>,
+    parallel: ParallelConfig,
+    timeout: Duration,
     health: Health,
 }
 
@@ -114,13 +138,14 @@ impl LocalRanks {
     pub fn load(
         dir: &Path,
         options: &LoadOptions<'_>,
-        world_size: usize,
+        parallel: &ParallelConfig,
         timeout: Duration,
     ) -> Result<(Model, Self), ModelError> {
+        let partition = parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
         let health = Health::default();
-        let total = world_size as u64;
-        let mut models = Vec::with_capacity(world_size);
-        for (rank, comm) in (0..).zip(Threads::group(world_size, timeout, &health)) {
+        let total = parallel.world_size() as u64;
+        let mut models = Vec::with_capacity(parallel.world_size());
+        for (rank, groups) in (0..).zip(Threads::grid(parallel, timeout, &health)) {
             let progress = |done: u64, of: u64| {
                 if let Some(tell) = options.progress {
                     tell(rank * of + done, total * of);
@@ -130,10 +155,17 @@ impl LocalRanks {
                 progress: Some(&progress),
                 ..*options
             };
-            models.push(Model::load_shard(dir, &options, Box::new(comm))?);
+            let partition = partition.clone();
+            models.push(Model::load_stage(dir, &options, groups, partition)?);
         }
         let leader = models.remove(0);
-        Ok((leader, Self { models, health }))
+        let ranks = Self {
+            models,
+            parallel: parallel.clone(),
+            timeout,
+            health,
+        };
+        Ok((leader, ranks))
     }
 
     /// Bytes of the weights of these ranks, in order from rank 1 on.
@@ -148,13 +180,26 @@ impl LocalRanks {
         let share = (num_threads() / world_size).max(1);
         set_num_threads(share);
         let (mut lines, mut threads) = (Vec::new(), Vec::new());
+        let (mut output_line, outputs) = match self.parallel.sampling_rank() {
+            0 => (None, None),
+            _ => {
+                let (line, outputs) = Outputs::new(&self.parallel, self.timeout, &self.health);
+                (Some(line), Some(outputs))
+            }
+        };
         for (model, rank) in self.models.into_iter().zip(1..) {
             let mut runner = HostRunner::new(model, config)?;
             let (line, steps) = channel();
             let health = self.health.clone();
+            let outputs = match rank == self.parallel.sampling_rank() {
+                true => output_line.take(),
+                false => None,
+            };
             let work = move || {
                 set_num_threads(share);
-                let result = catch_unwind(AssertUnwindSafe(|| follow_line(&mut runner, &steps)));
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    follow_line(&mut runner, &steps, outputs.as_ref())
+                }));
                 let what = match result {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => error.to_string(),
@@ -172,18 +217,30 @@ impl LocalRanks {
             })?);
             lines.push(line);
         }
-        Ok(Followers(Kind::Threads {
-            lines,
-            threads,
-            health: self.health,
-            world_size,
-        }))
+        Ok(Followers {
+            outputs,
+            kind: Kind::Threads {
+                lines,
+                threads,
+                health: self.health,
+                world_size,
+            },
+        })
     }
 }
 
-fn follow_line(runner: &mut HostRunner, steps: &Receiver<Arc<[u8]>>) -> Result<(), RunnerError> {
+fn follow_line(
+    runner: &mut HostRunner,
+    steps: &Receiver<Arc<[u8]>>,
+    outputs: Option<&OutputLine>,
+) -> Result<(), RunnerError> {
     while let Ok(step) = steps.recv() {
-        runner.follow(&step)?;
+        if let (Some(output), Some(line)) = (runner.follow(&step)?, outputs)
+            && line.send(Ok(output)).is_err()
+        {
+            // Rank 0 is gone, and with it whoever would give orders.
+            return Ok(());
+        }
     }
     Ok(())
 }
@@ -210,7 +267,8 @@ pub fn follow(world: &World, model: Model) -> Result<i32, CommError> {
                 };
                 let done = catch_unwind(AssertUnwindSafe(|| runner.follow(&step)));
                 match done {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(None)) => {}
+                    Ok(Ok(Some(output))) => world.send_output(&output)?,
                     Ok(Err(RunnerError::Comm { source, .. })) => return Err(source),
                     Ok(Err(error)) => return Err(world.fail(error.to_string())),
                     Err(panic) => return Err(world.fail(panic_text(panic.as_ref()))),

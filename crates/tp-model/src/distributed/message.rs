@@ -6,41 +6,35 @@ use batch_scheduler::{AdmittedSeq, Row, SampleRow, SlotId, StepPlan};
 use paged_kv::{BlockCopy, BlockId, TokenId};
 use sampler::SamplingParams;
 
+use super::words::{Reader, Writer};
 use crate::runner::SeqParams;
 
-/// A step for ranks that do not sample: the plan, less sampling parameters, and what only rank 0
-/// knows.
+/// A step for the other ranks: the plan, and what only rank 0 knows. Sampling parameters travel
+/// only if another rank samples.
 #[derive(Clone, Debug)]
 pub(crate) struct StepMessage {
     /// Tokens that earlier steps sampled since the last message.
     pub(crate) sampled: Vec<(SlotId, TokenId)>,
     /// Admitted sequences whose parameters rank 0 refused.
     pub(crate) refused: Vec<SlotId>,
-    /// The plan. Of a sequence's parameters only `prompt_logprobs` means anything, and of that
-    /// only whether it is set.
+    /// The plan. If rank 0 samples, of a sequence's parameters only `prompt_logprobs` means anything
+    /// to the others, and of that only whether it is set.
     pub(crate) plan: StepPlan<Arc<SeqParams>>,
 }
 
 impl StepMessage {
-    /// As little-endian 32-bit words; lists after their length.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// As little-endian 32-bit words; lists after their length. `sampled` says whether another rank
+    /// samples.
+    pub(crate) fn encode(&self, sampled: bool) -> Vec<u8> {
         let plan = &self.plan;
-        let mut words = Writer(Vec::new());
-        words.put(plan.step as u32);
-        words.put((plan.step >> 32) as u32);
+        let mut words = Writer::default();
+        words.put_u64(plan.step);
         words.list(&self.sampled, |w, (slot, token)| w.all([slot.0, *token]));
         words.list(&self.refused, |w, slot| w.put(slot.0));
         words.list(&plan.released, |w, slot| w.put(slot.0));
         words.list(&plan.admitted, |w, seq| {
-            let prompt_logprobs = seq.params.sampling.prompt_logprobs.is_some();
-            let (prompt, computed) = (seq.num_prompt, seq.num_computed);
-            w.all([
-                seq.slot.0,
-                prompt,
-                computed,
-                seq.index,
-                prompt_logprobs.into(),
-            ]);
+            w.all([seq.slot.0, seq.num_prompt, seq.num_computed, seq.index]);
+            put_params(w, &seq.params, sampled);
             w.list(&seq.tokens, |w, token| w.put(*token));
             w.list(&seq.blocks, |w, block| w.put(block.get()));
         });
@@ -72,61 +66,58 @@ impl StepMessage {
     }
 }
 
-struct Writer(Vec<u8>);
+/// How much of a sequence's parameters travels.
+const UNSAMPLED: u32 = 0;
+const UNSAMPLED_WITH_PROMPT_LOGPROBS: u32 = 1;
+const SAMPLED: u32 = 2;
 
-impl Writer {
-    fn put(&mut self, word: u32) {
-        self.0.extend_from_slice(&word.to_le_bytes());
+fn put_params(words: &mut Writer, params: &SeqParams, sampled: bool) {
+    if !sampled {
+        let prompt_logprobs = params.sampling.prompt_logprobs.is_some();
+        return words.put(match prompt_logprobs {
+            true => UNSAMPLED_WITH_PROMPT_LOGPROBS,
+            false => UNSAMPLED,
+        });
     }
-
-    fn all<const N: usize>(&mut self, words: [u32; N]) {
-        words.into_iter().for_each(|word| self.put(word));
-    }
-
-    fn list<T>(&mut self, items: &[T], mut put: impl FnMut(&mut Self, &T)) {
-        // A step has fewer of anything than there are 32-bit numbers.
-        self.put(items.len() as u32);
-        items.iter().for_each(|item| put(self, item));
-    }
+    words.put(SAMPLED);
+    words.put_u64(params.seed);
+    words.list(&params.eos_token_ids, |w, token| w.put(*token));
+    // What JSON cannot say (NaN) is refused before it gets here.
+    let sampling = serde_json::to_vec(&*params.sampling).unwrap_or_default();
+    words.bytes(&sampling);
 }
 
-struct Reader<'a>(&'a [u8]);
+fn get_params(words: &mut Reader<'_>) -> Option<Arc<SeqParams>> {
+    Some(match words.get()? {
+        UNSAMPLED => unsampled(false),
+        UNSAMPLED_WITH_PROMPT_LOGPROBS => unsampled(true),
+        SAMPLED => {
+            let seed = words.get_u64()?;
+            let eos_token_ids = words.list(Reader::get)?;
+            let sampling = words.bytes()?;
+            Arc::new(SeqParams {
+                sampling: Arc::new(serde_json::from_slice(sampling).ok()?),
+                seed,
+                eos_token_ids,
+            })
+        }
+        _ => return None,
+    })
+}
 
 impl Reader<'_> {
-    fn get(&mut self) -> Option<u32> {
-        let (word, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u32::from_le_bytes(*word))
-    }
-
-    fn all<const N: usize>(&mut self) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        for word in &mut words {
-            *word = self.get()?;
-        }
-        Some(words)
-    }
-
-    fn list<T>(&mut self, mut get: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        let len = self.get()? as usize;
-        // Every item is at least a word: a length that lies allocates nothing.
-        if len > self.0.len() / 4 {
-            return None;
-        }
-        (0..len).map(|_| get(self)).collect()
-    }
-
     fn message(&mut self) -> Option<StepMessage> {
-        let [low, high] = self.all()?;
+        let step = self.get_u64()?;
         let slot = |w: &mut Self| w.get().map(SlotId);
         let block = |w: &mut Self| w.get().map(BlockId::new);
         let sampled = self.list(|w| w.all().map(|[slot, token]| (SlotId(slot), token)))?;
         let refused = self.list(slot)?;
         let plan = StepPlan {
-            step: u64::from(low) | u64::from(high) << 32,
+            step,
             released: self.list(slot)?,
             admitted: self.list(|w| {
-                let [slot, num_prompt, num_computed, index, prompt_logprobs] = w.all()?;
+                let [slot, num_prompt, num_computed, index] = w.all()?;
+                let params = get_params(w)?;
                 Some(AdmittedSeq {
                     slot: SlotId(slot),
                     tokens: w.list(Self::get)?,
@@ -134,7 +125,7 @@ impl Reader<'_> {
                     num_computed,
                     blocks: w.list(block)?,
                     index,
-                    params: unsampled(prompt_logprobs != 0),
+                    params,
                 })
             })?,
             // Every rank's runner refuses a plan that swaps before it gets here.
@@ -177,8 +168,8 @@ impl Reader<'_> {
     }
 }
 
-/// Parameters of a sequence on a rank that does not sample.
-fn unsampled(prompt_logprobs: bool) -> Arc<SeqParams> {
+/// Parameters of a sequence on a rank that does not sample it.
+pub(crate) fn unsampled(prompt_logprobs: bool) -> Arc<SeqParams> {
     Arc::new(SeqParams {
         sampling: Arc::new(SamplingParams {
             prompt_logprobs: prompt_logprobs.then_some(0),
@@ -260,7 +251,8 @@ mod tests {
                     row,
                 })
                 .collect();
-            let bytes = message.encode();
+            let sampled = rng.random();
+            let bytes = message.encode(sampled);
             let read = StepMessage::decode(&bytes).unwrap();
             assert_eq!(format!("{read:?}"), format!("{message:?}"));
             // No part of it and nothing longer is a message, whatever its lengths say.
@@ -272,5 +264,36 @@ mod tests {
             broken[at] ^= rng.random_range(1..=255u8);
             let _ = StepMessage::decode(&broken);
         }
+    }
+
+    #[test]
+    fn a_rank_that_samples_gets_all_parameters() {
+        let params = SeqParams {
+            sampling: Arc::new(SamplingParams {
+                temperature: 0.1 + 0.2,
+                top_p: f32::MIN_POSITIVE,
+                logit_bias: [(7, -1.0e-30), (9, 3.3)].into(),
+                bad_words_token_ids: vec![vec![1, 2], vec![3]],
+                stop: vec!["é\n".to_owned()],
+                seed: Some(u64::MAX),
+                prompt_logprobs: Some(-1),
+                ..SamplingParams::default()
+            }),
+            seed: u64::MAX - 1,
+            eos_token_ids: vec![4, 5],
+        };
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut message = random(&mut rng);
+        message.plan.admitted.push(AdmittedSeq {
+            slot: SlotId(3),
+            tokens: vec![1],
+            num_prompt: 1,
+            num_computed: 0,
+            blocks: Vec::new(),
+            index: 0,
+            params: Arc::new(params),
+        });
+        let read = StepMessage::decode(&message.encode(true)).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{message:?}"));
     }
 }

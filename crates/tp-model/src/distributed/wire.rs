@@ -32,9 +32,13 @@ pub(super) enum Tag {
     Pong,
     /// A rank, and why it failed.
     Failed,
+    /// What a step came to, from the rank that samples.
+    Output,
+    /// A rank has its model; how many bytes it has for its cache.
+    Loaded,
 }
 
-const TAGS: [Tag; 11] = [
+const TAGS: [Tag; 13] = [
     Tag::Hello,
     Tag::Addresses,
     Tag::Fingerprint,
@@ -46,6 +50,8 @@ const TAGS: [Tag; 11] = [
     Tag::Ping,
     Tag::Pong,
     Tag::Failed,
+    Tag::Output,
+    Tag::Loaded,
 ];
 
 /// Writes one frame.

@@ -4,15 +4,18 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::connect::{Purpose, connect};
 use super::fingerprint::Fingerprint;
 use super::launch::Launcher;
 use super::monitor::Watch;
+use super::outputs::Outputs;
 use super::wire::{self, Tag};
-use crate::comm::{CommError, Health, Peers, Tcp, explain};
+use crate::comm::{CommError, Health, Peers, Tcp, explain, patience};
 use crate::options::LoadOptions;
+use crate::parallel::{ParallelConfig, ParallelGroups};
 use crate::runner::RunnerConfig;
 
 /// This process's place in a group of processes. Clones share it.
@@ -120,17 +123,47 @@ impl World {
         &self.0.health
     }
 
-    /// What connects the ranks for a model divided among all of them.
+    /// What connects all ranks.
     pub fn collective(&self) -> Result<Tcp, CommError> {
-        let members = (0..self.world_size()).collect();
+        self.group((0..self.world_size()).collect())
+    }
+
+    /// What connects this rank with the others of its stage, and with the stages before and after
+    /// it. A stage waits an eighth of the timeout longer than the one before it, so that the first
+    /// to lose patience names the rank at fault and not one that waits itself.
+    pub fn groups(&self, parallel: &ParallelConfig) -> Result<ParallelGroups, CommError> {
+        if parallel.world_size() != self.world_size() {
+            return Err(self.error(format!(
+                "is to be one of {} ranks, but there are {} processes",
+                parallel.world_size(),
+                self.world_size()
+            )));
+        }
+        let (members, stage) = parallel.pp_members(self.rank());
+        if let Some(before) = stage.checked_sub(1) {
+            let patience = patience(self.0.timeout, stage);
+            self.0.peers.set_patience(members[before], patience)?;
+        }
+        Ok(ParallelGroups {
+            tp: Box::new(self.group(parallel.tp_members(self.rank()).0)?),
+            pp: Box::new(self.group(members)?),
+        })
+    }
+
+    fn group(&self, members: Vec<usize>) -> Result<Tcp, CommError> {
         Tcp::new(self.0.peers.clone(), members)
             .ok_or_else(|| self.error("is not in its own group".to_owned()))
     }
 
     /// Makes sure that all ranks are about to load the same model with the same options in the
     /// same version. Every rank must call this.
-    pub fn agree(&self, dir: &Path, options: &LoadOptions<'_>) -> Result<(), CommError> {
-        let mine = Fingerprint::new(dir, options, self.world_size());
+    pub fn agree(
+        &self,
+        dir: &Path,
+        options: &LoadOptions<'_>,
+        parallel: &ParallelConfig,
+    ) -> Result<(), CommError> {
+        let mine = Fingerprint::new(dir, options, parallel);
         let control = self.control();
         if self.rank() > 0 {
             let told = wire::write(&control[0], Tag::Fingerprint, &mine.encode());
@@ -185,6 +218,64 @@ impl World {
             ready.map_err(|e| self.broken(rank, &e))?;
         }
         Ok(())
+    }
+
+    /// Tells rank 0 that this rank has loaded the model and has `bytes` for its cache. Any rank but
+    /// rank 0 calls this, between [`World::agree`] and [`follow`](super::follow).
+    pub fn loaded(&self, bytes: u64) -> Result<(), CommError> {
+        self.tell(&self.control(), Tag::Loaded, &bytes.to_le_bytes())
+    }
+
+    /// On rank 0: what each other rank has for its cache, in bytes. Waits until they have loaded
+    /// the model.
+    pub fn wait_loaded(&self) -> Result<Vec<u64>, CommError> {
+        let control = self.control();
+        let mut all = Vec::with_capacity(control.len());
+        for (line, rank) in control.iter().zip(1..) {
+            let bytes = wire::expect(line, Tag::Loaded).map_err(|e| self.broken(rank, &e))?;
+            let bytes = bytes.try_into().map(u64::from_le_bytes);
+            let unread = |_| {
+                self.0
+                    .launcher
+                    .error(rank, "runs another version".to_owned())
+            };
+            all.push(bytes.map_err(unread).map_err(|e| self.0.health.fail(e))?);
+        }
+        Ok(all)
+    }
+
+    /// Gives rank 0 the output of a step.
+    pub(crate) fn send_output(&self, output: &[u8]) -> Result<(), CommError> {
+        self.tell(&self.control(), Tag::Output, output)
+    }
+
+    /// On rank 0: where outputs come from, if another rank samples. They are read as they come, so
+    /// that no two ranks wait for each other to read.
+    pub(crate) fn outputs(&self, parallel: &ParallelConfig) -> Result<Option<Outputs>, CommError> {
+        let rank = parallel.sampling_rank();
+        if rank == 0 {
+            return Ok(None);
+        }
+        let (line, outputs) = Outputs::new(parallel, self.0.timeout, &self.0.health);
+        let failed = |e: io::Error| self.0.health.fail(self.error(e.to_string()));
+        let stream = self.control()[rank - 1].try_clone().map_err(failed)?;
+        let world = self.clone();
+        let read = move || {
+            loop {
+                let output = wire::expect(&stream, Tag::Output);
+                if world.0.health.is_closed() {
+                    return;
+                }
+                let output = output.map_err(|e| world.broken(rank, &e));
+                let last = output.is_err();
+                if line.send(output).is_err() || last {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("outputs".to_owned());
+        thread.spawn(read).map_err(failed)?;
+        Ok(Some(outputs))
     }
 
     /// Sends a step to all other ranks.

@@ -17,6 +17,7 @@ use tch::{Device, Tensor};
 use torch_ext::cuda::Memory;
 
 pub(crate) use self::host::HostRunner;
+use self::host::HostTicket;
 use self::prompt_logprobs::prompt_rows;
 use crate::comm::Health;
 use crate::distributed::Followers;
@@ -56,8 +57,8 @@ pub struct StepTicket(Launched);
 
 #[derive(Debug)]
 enum Launched {
-    /// Computed already.
-    Done(StepOutput<TokenLogprobs>),
+    /// Computed already, here or by the ranks that this one leads soon.
+    Host(HostTicket),
     /// On its way.
     #[cfg(feature = "cuda")]
     Cuda(cuda::CudaTicket),
@@ -194,7 +195,7 @@ impl ModelRunner for Runner {
             });
         }
         match &mut self.0 {
-            Kind::Host(runner) => runner.launch(plan).map(Launched::Done),
+            Kind::Host(runner) => runner.launch(plan).map(Launched::Host),
             #[cfg(feature = "cuda")]
             Kind::Cuda(runner) => runner.launch(plan).map(Launched::Cuda),
         }
@@ -207,11 +208,13 @@ impl ModelRunner for Runner {
 
     fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
         match (ticket.0, &mut self.0) {
-            (Launched::Done(output), _) => Ok(output),
+            (Launched::Host(ticket), Kind::Host(runner)) => runner.collect(ticket),
             #[cfg(feature = "cuda")]
             (Launched::Cuda(ticket), Kind::Cuda(runner)) => runner.collect(ticket),
             #[cfg(feature = "cuda")]
-            (Launched::Cuda(_), Kind::Host(_)) => unreachable!("a ticket of another runner"),
+            (Launched::Cuda(_), Kind::Host(_)) | (Launched::Host(_), Kind::Cuda(_)) => {
+                unreachable!("a ticket of another runner")
+            }
         }
     }
 }

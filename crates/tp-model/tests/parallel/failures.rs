@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::Tensor;
 use tp_model::comm::{Collective, CommError, Health, Threads};
 use tp_model::distributed::World;
-use tp_model::{Backend, DtypeChoice, LoadOptions};
+use tp_model::{Backend, DtypeChoice, LoadOptions, ParallelConfig};
 
 use super::exchange::{TIMEOUT, on_worlds};
 use super::shares::fixture;
@@ -113,7 +113,11 @@ fn what_differs_between_ranks_is_named() {
                 backend: Backend::Cpu,
                 ..LoadOptions::default()
             };
-            let result = world.agree(&fixture(name(world.rank())), &options);
+            let result = world.agree(
+                &fixture(name(world.rank())),
+                &options,
+                &ParallelConfig::tensor(3),
+            );
             // All have heard before any leaves.
             thread::sleep(Duration::from_millis(100));
             world.health().close();

@@ -3,3 +3,4 @@
 mod exchange;
 mod failures;
 mod shares;
+mod stages;

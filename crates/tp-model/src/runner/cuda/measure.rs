@@ -66,8 +66,9 @@ impl CudaRunner {
         let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
         let hidden = self
             .model
-            .forward(&ids, Some(&sampled), &self.cache, &batch);
-        let _ = self.model.raw_logits(&hidden.map_err(|e| e.to_string())?);
+            .forward_whole(&ids, Some(&sampled), &self.cache, &batch);
+        let logits = hidden.and_then(|hidden| self.model.raw_logits(&hidden));
+        drop(logits.map_err(|e| e.to_string())?);
         Ok(())
     }
 

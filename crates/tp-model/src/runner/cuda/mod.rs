@@ -229,8 +229,9 @@ impl CudaRunner {
     fn decode(&self, rows: usize, batch: &AttentionBatch) -> Result<Tensor, String> {
         self.prepare(rows)?;
         let ids = self.tensors.ids.narrow(0, 0, rows as i64);
-        let hidden = self.model.forward(&ids, None, &self.cache, batch);
-        Ok(self.model.raw_logits(&hidden.map_err(|e| e.to_string())?))
+        let hidden = self.model.forward_whole(&ids, None, &self.cache, batch);
+        let logits = hidden.and_then(|hidden| self.model.raw_logits(&hidden));
+        logits.map_err(|e| e.to_string())
     }
 
     /// Who computes what in the step that was gathered. The lists go through pinned memory: a
@@ -392,10 +393,11 @@ impl CudaRunner {
         let ids = self.tensors.ids.narrow(0, 0, tokens as i64);
         let hidden = self
             .model
-            .forward(&ids, Some(&flat), &self.cache, &batch)
+            .forward_whole(&ids, Some(&flat), &self.cache, &batch)
             .map_err(|e| e.to_string())?;
         if count > 0 {
             let logits = self.model.raw_logits(&hidden.narrow(0, 0, count as i64));
+            let logits = logits.map_err(|e| e.to_string())?;
             let (slots, positions) = (part(1), part(2));
             self.sample(&logits, &slots, &positions, count, ticket)?;
         }

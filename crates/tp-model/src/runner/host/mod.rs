@@ -1,6 +1,9 @@
 //! Runs steps with logits on the host, where they are sampled: the CPU's runner, and the GPU's for
 //! what our CUDA kernels do not take (float32).
 
+mod ranks;
+mod rows;
+
 use std::sync::Arc;
 
 use batch_scheduler::{AdmittedSeq, ModelRunner, SampleRow, Sampled, SlotId, StepOutput, StepPlan};
@@ -8,6 +11,8 @@ use paged_kv::TokenId;
 use sampler::{BatchSampler, TokenLogprobs, sequence_seed};
 use tch::Tensor;
 
+use self::ranks::refusal;
+use self::rows::{SampledRows, sampled_rows};
 use super::prompt_logprobs::PromptRows;
 use super::{
     RunnerConfig, SeqParams, failed, guarded, guarded_rows, outcome, prompt_rows, to_host,
@@ -22,7 +27,9 @@ use crate::step_input::StepInput;
 
 /// A model with its cache and the state of all running sequences.
 ///
-/// [`ModelRunner::launch`] computes the step and samples; the ticket is the result.
+/// [`ModelRunner::launch`] computes the step and samples; the ticket is the result. If a later
+/// pipeline stage samples, [`ModelRunner::launch`] computes this rank's layers, and
+/// [`ModelRunner::collect`] waits for the result.
 #[derive(Debug)]
 pub struct HostRunner {
     model: Model,
@@ -66,6 +73,13 @@ impl HostRunner {
         self.followers.as_ref()
     }
 
+    fn tell_failure<T>(&self, result: &Result<T, RunnerError>) {
+        if let (Err(error), Some(followers)) = (result, &self.followers) {
+            // If a follower failed first, that is known already.
+            followers.fail(error.to_string());
+        }
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
@@ -76,12 +90,20 @@ impl HostRunner {
         &self.config
     }
 
-    /// Brings slots, block tables and cache up to the plan.
-    fn apply(&mut self, plan: &mut StepPlan<Arc<SeqParams>>) -> Result<(), String> {
+    /// Brings slots, block tables, cache and sampler up to the plan. Sequences in `refused` cannot be
+    /// sampled: rank 0 has looked.
+    fn apply(
+        &mut self,
+        plan: &mut StepPlan<Arc<SeqParams>>,
+        refused: &[SlotId],
+    ) -> Result<(), String> {
         for slot in &plan.released {
             self.sampler.release(slot.0);
         }
         self.apply_tables(plan, |sampler, seq| {
+            if refused.contains(&seq.slot) {
+                return Some("rank 0 refused it".to_owned());
+            }
             let params = &seq.params;
             let admitted = sampler.admit(
                 seq.slot.0,
@@ -95,8 +117,8 @@ impl HostRunner {
         })
     }
 
-    /// As [`HostRunner::apply`], but for the sampler: `refused` says why a sequence cannot be
-    /// sampled.
+    /// As [`HostRunner::apply`], on a rank that does not sample: `refused` says why a sequence cannot
+    /// be sampled.
     fn apply_tables(
         &mut self,
         plan: &mut StepPlan<Arc<SeqParams>>,
@@ -142,10 +164,7 @@ impl HostRunner {
         }
     }
 
-    fn step(
-        &mut self,
-        mut plan: StepPlan<Arc<SeqParams>>,
-    ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
+    fn step(&mut self, mut plan: StepPlan<Arc<SeqParams>>) -> Result<HostTicket, RunnerError> {
         let step = plan.step;
         let contradiction = |what| RunnerError::Plan { step, what };
         let message = self.followers.is_some().then(|| StepMessage {
@@ -153,7 +172,13 @@ impl HostRunner {
             refused: Vec::new(),
             plan: plan.clone(),
         });
-        self.apply(&mut plan).map_err(contradiction)?;
+        if self.model.has_logits() {
+            self.apply(&mut plan, &[])
+        } else {
+            let vocab = self.model.config().vocab_size;
+            self.apply_tables(&mut plan, |_, seq| refusal(seq, vocab))
+        }
+        .map_err(contradiction)?;
         self.gather(&plan).map_err(contradiction)?;
         if let Some(message) = message {
             self.tell(message)
@@ -166,75 +191,41 @@ impl HostRunner {
         }
     }
 
-    /// Computes and samples the rows that were gathered.
-    fn rows(
-        &mut self,
-        plan: &StepPlan<Arc<SeqParams>>,
-    ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
+    /// Computes the rows that were gathered, and samples them if this rank does.
+    fn rows(&mut self, plan: &StepPlan<Arc<SeqParams>>) -> Result<HostTicket, RunnerError> {
         let step = plan.step;
-        let mut output = StepOutput {
-            step,
-            samples: Vec::with_capacity(plan.samples.len()),
-            prompt_extras: Vec::new(),
-        };
-        let Some(run) = self.run(plan)? else {
-            return Ok(output);
-        };
-        let failed = |source| RunnerError::Comm { step, source };
-        output.samples = self.sample(&plan.samples, &run).map_err(failed)?;
-        let mut first = run.count();
-        for want in &run.wanted {
-            let logprobs = want.logprobs(&self.model, &run.hidden, first, &mut self.logits);
-            output.prompt_extras.push(logprobs.map_err(failed)?);
-            first += want.rows.len() as i64;
-        }
-        Ok(output)
-    }
-
-    /// Gives the other ranks their part of a step.
-    fn tell(&self, mut message: StepMessage) -> Result<(), CommError> {
-        let Some(followers) = &self.followers else {
-            return Ok(());
-        };
-        let admitted = message.plan.admitted.iter().map(|seq| seq.slot);
-        let refused = |slot: &SlotId| self.batch.get(*slot).is_ok_and(|s| s.refused.is_some());
-        message.refused = admitted.filter(refused).collect();
-        followers.send(message.encode())
-    }
-
-    /// Takes part in a step that rank 0 tells of: this rank's share of the model, and no sampling.
-    pub(crate) fn follow(&mut self, message: &[u8]) -> Result<(), RunnerError> {
-        let _no_grad = tch::no_grad_guard();
-        let unreadable = |what| RunnerError::Plan { step: 0, what };
-        let message = StepMessage::decode(message).map_err(unreadable)?;
-        let mut plan = message.plan;
-        let step = plan.step;
-        let contradiction = |what| RunnerError::Plan { step, what };
-        for (slot, token) in message.sampled {
-            let slot = self.batch.get_mut(slot).map_err(contradiction)?;
-            slot.tokens.push(token);
-        }
-        self.apply_tables(&mut plan, |_, seq| {
-            let refused = message.refused.contains(&seq.slot);
-            refused.then(|| "rank 0 refused it".to_owned())
+        Ok(match self.run(plan)? {
+            None => HostTicket::Done(StepOutput {
+                step,
+                samples: Vec::new(),
+                prompt_extras: Vec::new(),
+            }),
+            Some(Run { hidden: None, .. }) => HostTicket::Elsewhere {
+                step,
+                slots: plan.samples.iter().map(|sample| sample.slot).collect(),
+            },
+            Some(run) => {
+                let output = self.output(plan, &run);
+                let output = output.map_err(|source| RunnerError::Comm { step, source })?;
+                self.learn(plan.samples.iter().map(|sample| sample.slot), &output);
+                HostTicket::Done(output)
+            }
         })
-        .map_err(contradiction)?;
-        self.gather(&plan).map_err(contradiction)?;
-        let Some(run) = self.run(&plan)? else {
-            return Ok(());
-        };
-        let failed = |source| RunnerError::Comm { step, source };
-        if !plan.samples.is_empty() {
-            let logits = self.model.logits(&run.sampled_hidden());
-            logits.map_err(failed)?;
+    }
+
+    /// Appends what was sampled to its sequences, and remembers to tell the others.
+    fn learn(&mut self, slots: impl Iterator<Item = SlotId>, output: &StepOutput<TokenLogprobs>) {
+        let leads = self.followers.is_some();
+        for (slot, sampled) in slots.zip(&output.samples) {
+            // A slot that holds nothing was reported with its sample.
+            if let Ok(sequence) = self.batch.get_mut(slot) {
+                sequence.tokens.extend(&sampled.tokens);
+                if leads {
+                    let told = sampled.tokens.iter().map(|token| (slot, *token));
+                    self.untold.extend(told);
+                }
+            }
         }
-        let mut first = run.count();
-        for want in &run.wanted {
-            let none = want.logprobs(&self.model, &run.hidden, first, &mut self.logits);
-            none.map_err(failed)?;
-            first += want.rows.len() as i64;
-        }
-        Ok(())
     }
 
     /// Computes what was gathered; `None` if that is nothing.
@@ -269,21 +260,41 @@ impl HostRunner {
         }))
     }
 
+    /// Samples, and looks up log-probabilities of prompts. Every rank of the last stage calls this
+    /// for its part of the logits; those that do not get them return nothing of value.
+    fn output(
+        &mut self,
+        plan: &StepPlan<Arc<SeqParams>>,
+        run: &Run,
+    ) -> Result<StepOutput<TokenLogprobs>, CommError> {
+        let mut output = StepOutput {
+            step: plan.step,
+            samples: Vec::new(),
+            prompt_extras: Vec::new(),
+        };
+        let Some(hidden) = &run.hidden else {
+            return Ok(output);
+        };
+        let mut first = run.sampled.tokens.len() as i64;
+        if !plan.samples.is_empty()
+            && let Some(logits) = self.model.logits(&hidden.narrow(0, 0, first))?
+        {
+            output.samples = self.sample(&plan.samples, &run.sampled, logits);
+        }
+        for want in &run.wanted {
+            let logprobs = want.logprobs(&self.model, hidden, first, &mut self.logits);
+            output.prompt_extras.push(logprobs?);
+            first += want.rows.len() as i64;
+        }
+        Ok(output)
+    }
+
     fn sample(
         &mut self,
         samples: &[SampleRow],
-        run: &Run,
-    ) -> Result<Vec<Sampled<TokenLogprobs>>, CommError> {
-        if samples.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logits = self.model.logits(&run.sampled_hidden())?;
-        let logits = logits.ok_or_else(|| CommError {
-            rank: self.model.shard().rank,
-            world_size: self.model.shard().world_size,
-            what: "was told to sample, which rank 0 does".to_owned(),
-        })?;
-        let sampled = &run.sampled;
+        sampled: &SampledRows,
+        logits: Tensor,
+    ) -> Vec<Sampled<TokenLogprobs>> {
         // Slots that share a row get a copy each.
         let logits = match sampled.shared {
             true => logits.index_select(
@@ -296,92 +307,59 @@ impl HostRunner {
         let slots: Vec<u32> = samples.iter().map(|sample| sample.slot.0).collect();
         let results = self.sampler.sample(&self.logits, &slots);
         let outcomes = samples.iter().zip(results);
-        let leads = self.followers.is_some();
-        let outcomes = outcomes.map(|(sample, result)| match self.batch.get_mut(sample.slot) {
-            Ok(slot) => {
-                let outcome = outcome(result, slot.refused.as_deref());
-                slot.tokens.extend(&outcome.tokens);
-                if leads {
-                    let told = outcome.tokens.iter().map(|token| (sample.slot, *token));
-                    self.untold.extend(told);
-                }
-                outcome
-            }
+        let outcomes = outcomes.map(|(sample, result)| match self.batch.get(sample.slot) {
+            Ok(slot) => outcome(result, slot.refused.as_deref()),
             Err(what) => failed(what),
         });
-        Ok(outcomes.collect())
+        outcomes.collect()
     }
+}
+
+/// A launched step.
+#[derive(Debug)]
+pub enum HostTicket {
+    /// It was sampled here.
+    Done(StepOutput<TokenLogprobs>),
+    /// Another rank samples it.
+    Elsewhere {
+        /// Its number.
+        step: u64,
+        /// Whose tokens it samples.
+        slots: Vec<SlotId>,
+    },
 }
 
 impl ModelRunner for HostRunner {
     type Params = Arc<SeqParams>;
     type Extra = TokenLogprobs;
-    type Ticket = StepOutput<TokenLogprobs>;
+    type Ticket = HostTicket;
     type Error = RunnerError;
 
-    fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<Self::Ticket, RunnerError> {
+    fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<HostTicket, RunnerError> {
         let step = plan.step;
         let _no_grad = tch::no_grad_guard();
         let result = guarded(step, || self.step(plan));
-        if let (Err(error), Some(followers)) = (&result, &self.followers) {
-            // If a follower failed first, that is known already.
-            followers.fail(error.to_string());
-        }
+        self.tell_failure(&result);
         result
     }
 
-    fn collect(&mut self, ticket: Self::Ticket) -> Result<Self::Ticket, RunnerError> {
-        Ok(ticket)
+    fn collect(&mut self, ticket: HostTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
+        match ticket {
+            HostTicket::Done(output) => Ok(output),
+            HostTicket::Elsewhere { step, slots } => {
+                let result = self.receive(step, &slots);
+                self.tell_failure(&result);
+                result
+            }
+        }
     }
 }
 
 /// The final hidden states of a step.
 struct Run {
-    /// Those to sample, then those of prompts' log-probabilities.
-    hidden: Tensor,
+    /// Those to sample, then those of prompts' log-probabilities; `None` unless this is the last
+    /// stage.
+    hidden: Option<Tensor>,
     sampled: SampledRows,
     wanted: Vec<PromptRows>,
-}
-
-impl Run {
-    /// How many are sampled.
-    fn count(&self) -> i64 {
-        self.sampled.tokens.len() as i64
-    }
-
-    fn sampled_hidden(&self) -> Tensor {
-        self.hidden.narrow(0, 0, self.count())
-    }
-}
-
-/// Which hidden states are sampled.
-struct SampledRows {
-    /// Flat index of each row's last token, for rows that are sampled at all.
-    tokens: Vec<i64>,
-    /// Per sample, which of `tokens`.
-    of_sample: Vec<i64>,
-    /// Whether `of_sample` is anything but `0, 1, 2...`.
-    shared: bool,
-}
-
-fn sampled_rows<P>(plan: &StepPlan<P>, row_ends: &[i32]) -> Result<SampledRows, String> {
-    let mut at_row: Vec<Option<i64>> = vec![None; plan.rows.len()];
-    let mut sampled = SampledRows {
-        tokens: Vec::with_capacity(plan.samples.len()),
-        of_sample: Vec::with_capacity(plan.samples.len()),
-        shared: false,
-    };
-    for (index, sample) in plan.samples.iter().enumerate() {
-        let row = sample.row as usize;
-        let Some(at) = at_row.get_mut(row) else {
-            return Err(format!("a sample of row {row} of {}", plan.rows.len()));
-        };
-        let at = *at.get_or_insert_with(|| {
-            sampled.tokens.push(i64::from(row_ends[row]) - 1);
-            sampled.tokens.len() as i64 - 1
-        });
-        sampled.shared |= at != index as i64;
-        sampled.of_sample.push(at);
-    }
-    Ok(sampled)
 }

@@ -18,6 +18,7 @@ use crate::frontend::{Frontend, Limits};
 use crate::generation_config::GenerationConfig;
 use crate::hub::{self, HubError, HubOptions};
 use crate::memory::{Budget, size_cache, wanted_model_len};
+use crate::memory_table::MemoryTable;
 use crate::ranks::{Ranks, tell};
 use crate::tokenizer::Tokenizer;
 
@@ -181,8 +182,9 @@ fn assemble(
         block_size: config.block_size,
         num_blocks: 2,
     };
-    let (model, budget) = budget(config, model, &ranks, &sizes)?;
+    let (model, budget, mut table) = budget(config, model, &ranks, &sizes)?;
     let size = size_cache(config, model.config().max_context(), block_bytes, budget)?;
+    (table.num_blocks, table.block_bytes) = (size.num_blocks - 1, block_bytes);
     (sizes.max_model_len, sizes.num_blocks) = (size.max_model_len, size.num_blocks);
     let scheduler_config = SchedulerConfig {
         max_num_seqs: config.max_num_seqs,
@@ -225,39 +227,48 @@ fn assemble(
     let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
     let runner = ranks.runner(config, model, &sizes)?;
     tracing::info!(
-        blocks = size.num_blocks - 1,
-        block_size = config.block_size,
         max_model_len = size.max_model_len,
-        "KV cache of {} MiB",
-        (size.num_blocks as u64 * block_bytes) >> 20
+        "memory of rank {}:{table}",
+        runner.model().shard().rank
     );
     let frontend = Frontend::new(tokenizer, template, generation_config, limits);
     let core = EngineCore::new(scheduler, runner);
     Ok(Engine::new(core, Arc::new(frontend)))
 }
 
-/// What the KV cache can have, measured with the model loaded.
+/// What the KV cache can have, measured with the model loaded, and the table of it, which has the
+/// cache yet to come.
 fn budget(
     config: &EngineConfig,
     model: Model,
     ranks: &Ranks,
     sizes: &RunnerConfig,
-) -> Result<(Model, Budget), BuildError> {
+) -> Result<(Model, Budget, MemoryTable), BuildError> {
+    let mut table = MemoryTable {
+        device: "cpu".to_owned(),
+        total: 0,
+        weights: model.weight_bytes() as u64,
+        work: 0,
+        graphs: (0, 0),
+        max_num_batched_tokens: sizes.max_num_batched_tokens,
+        num_blocks: 0,
+        block_size: config.block_size,
+        block_bytes: 0,
+    };
     let Device::Cuda(device) = model.device() else {
-        return Ok((model, Budget::of_host(ranks.free_memory(config)?)));
+        let free = ranks.free_memory(config)?;
+        table.total = free + table.weights;
+        return Ok((model, Budget::of_host(free), table));
     };
     let (model, memory, work) = Runner::measure(model, device, sizes)?;
     let utilization = config.gpu_memory_utilization;
-    let budget = Budget::of_gpu(memory.total, memory.free, work, utilization);
-    tracing::info!(
-        "GPU memory: {} MiB in all; weights {} MiB, working memory {} MiB, at most {} MiB for the \
-         KV cache (utilization {utilization})",
-        memory.total >> 20,
-        model.weight_bytes() >> 20,
-        work >> 20,
-        budget.usual >> 20,
-    );
-    Ok((model, budget))
+    let beside = work.steps + work.graphs;
+    let budget = Budget::of_gpu(memory.total, memory.free, beside, utilization);
+    table.device = format!("cuda:{device}");
+    table.total = memory.total;
+    table.work = work.steps;
+    table.graphs = (work.graphs, work.num_graphs);
+    Ok((model, budget, table))
 }
 
 fn chat_template(

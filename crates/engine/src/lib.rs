@@ -39,6 +39,7 @@ pub mod generation_config;
 pub mod hub;
 mod jinja;
 mod memory;
+mod memory_table;
 mod output;
 mod ranks;
 mod report;

@@ -25,7 +25,7 @@ pub use error::{ModelError, RunnerError};
 pub use model::Model;
 pub use options::{Backend, DtypeChoice, LoadFormat, LoadOptions};
 pub use parallel::{ParallelConfig, ParallelGroups, Stage};
-pub use runner::{Runner, RunnerConfig, SeqParams, StepTicket};
+pub use runner::{Runner, RunnerConfig, SeqParams, StepTicket, WorkingMemory};
 pub use session::Session;
 
 /// The README's example is compiled with the tests.

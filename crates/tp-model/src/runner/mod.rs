@@ -39,6 +39,17 @@ pub struct RunnerConfig {
     pub num_blocks: usize,
 }
 
+/// What a runner takes on a GPU beside weights and cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkingMemory {
+    /// Bytes of the largest steps: activations, sampler, tables.
+    pub steps: u64,
+    /// Bytes of the captured graphs.
+    pub graphs: u64,
+    /// How many graphs are captured.
+    pub num_graphs: usize,
+}
+
 /// What the runner must know of a sequence beside its tokens.
 #[derive(Clone, Debug)]
 pub struct SeqParams {
@@ -98,19 +109,25 @@ impl Runner {
     }
 
     /// What memory a GPU has left for the KV cache: the device's memory with the model loaded, and
-    /// the bytes that the largest steps of `config` take beside the cache.
+    /// what the largest steps of `config` take beside the cache.
     pub fn measure(
         model: Model,
         device: usize,
         config: &RunnerConfig,
-    ) -> Result<(Model, Memory, u64), ModelError> {
+    ) -> Result<(Model, Memory, WorkingMemory), ModelError> {
         #[cfg(feature = "cuda")]
         {
             let options = |e: torch_ext::cuda::CudaError| ModelError::Options(e.to_string());
             let (model, work) = match model.kernels() {
                 Some(kernels) => cuda::CudaRunner::measure(model, device, kernels, config)?,
                 // libtorch's kernels keep nothing beside what they return.
-                None => (model, 1 << 30),
+                None => {
+                    let work = WorkingMemory {
+                        steps: 1 << 30,
+                        ..WorkingMemory::default()
+                    };
+                    (model, work)
+                }
             };
             torch_ext::cuda::release_memory().map_err(options)?;
             let memory = torch_ext::cuda::memory(device).map_err(options)?;

@@ -9,20 +9,20 @@ use super::graphs::{DecodeGraph, capture_sizes};
 use super::{CudaRunner, options};
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::runner::RunnerConfig;
+use crate::runner::{RunnerConfig, WorkingMemory};
 
 /// Memory of a captured graph beside its tensors, about.
 const GRAPH_BYTES: u64 = 2 << 20;
 
 impl CudaRunner {
-    /// Bytes that the largest steps take beside weights and cache, found by running them on a cache
+    /// What the largest steps take beside weights and cache, found by running them on a cache
     /// of two blocks. The model comes back.
     pub(crate) fn measure(
         model: Model,
         device: usize,
         kernels: Arc<Kernels>,
         config: &RunnerConfig,
-    ) -> Result<(Model, u64), ModelError> {
+    ) -> Result<(Model, WorkingMemory), ModelError> {
         let config = RunnerConfig {
             num_blocks: 2,
             ..*config
@@ -36,8 +36,15 @@ impl CudaRunner {
         let Self { model, .. } = runner;
         torch_ext::cuda::release_memory().map_err(options)?;
         let after = torch_ext::cuda::memory(device).map_err(options)?;
-        let graphs = capture_sizes(config.max_num_seqs).len() as u64;
-        let work = after.free.saturating_sub(during.free) + graphs * GRAPH_BYTES;
+        let num_graphs = match model.enforce_eager() {
+            true => 0,
+            false => capture_sizes(config.max_num_seqs).len(),
+        };
+        let work = WorkingMemory {
+            steps: after.free.saturating_sub(during.free),
+            graphs: num_graphs as u64 * GRAPH_BYTES,
+            num_graphs,
+        };
         Ok((model, work))
     }
 

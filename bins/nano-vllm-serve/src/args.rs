@@ -1,5 +1,6 @@
 //! The flags that every command shares, named as in vLLM.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -94,9 +95,13 @@ pub struct EngineArgs {
     /// The other ranks, if they are processes.
     #[arg(skip)]
     pub world: Option<World>,
-    /// Who goes first: fcfs, or priority (lower values first).
-    #[arg(long, default_value = "fcfs")]
-    pub scheduling_policy: String,
+    /// Who goes first: fcfs, priority (lower values first), or fair (API keys share the tokens, by
+    /// their weights) [default: fcfs; with several API keys: fair].
+    #[arg(long)]
+    pub scheduling_policy: Option<String>,
+    /// Weights of the API keys.
+    #[arg(skip)]
+    pub class_weights: BTreeMap<u64, u32>,
     /// auto (the fastest for the device), reference, torch, cpu or cuda.
     #[arg(long, default_value = "auto")]
     pub attention_backend: String,

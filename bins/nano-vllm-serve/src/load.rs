@@ -55,6 +55,7 @@ impl EngineArgs {
         })
     }
 
+    /// The engine's configuration.
     pub fn config(&self) -> anyhow::Result<EngineConfig> {
         let defaults = EngineConfig::new(self.model.clone().unwrap_or_default());
         Ok(EngineConfig {
@@ -75,7 +76,11 @@ impl EngineArgs {
             gpu_memory_utilization: self.gpu_memory_utilization,
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             load_format: self.load_format.parse()?,
-            scheduling_policy: self.scheduling_policy.parse()?,
+            scheduling_policy: match &self.scheduling_policy {
+                Some(policy) => policy.parse()?,
+                None => defaults.scheduling_policy,
+            },
+            class_weights: self.class_weights.clone(),
             seed: self.seed,
             overlap: self.no_overlap.then_some(false),
             attention_backend: FromStr::from_str(&self.attention_backend)?,

@@ -8,7 +8,6 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +18,7 @@ use tp_model::SeqParams;
 use crate::core::{CoreEvent, EngineCore, KvSnapshot, Runner};
 use crate::error::RequestError;
 use crate::frontend::{Frontend, Prepared};
+use crate::queue::{Place, Queue, QueueLimits};
 use crate::request::GenerateRequest;
 use crate::stream::TokenStream;
 
@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Add {
         request: Request<Arc<SeqParams>>,
         events: events::UnboundedSender<Delivery>,
+        place: Place,
     },
     Abort(RequestId),
     Finish {
@@ -51,35 +52,10 @@ pub type StepObserver = Box<dyn FnMut(&Stats, bool) + Send>;
 /// How an [`AsyncEngine`] runs.
 #[derive(Default)]
 pub struct AsyncOptions {
-    /// Most requests that wait for their first step; one more is refused with
-    /// [`RequestError::QueueFull`]. Unset: no limit.
-    pub max_num_queued_reqs: Option<usize>,
+    /// What may wait for its first step; more is refused with [`RequestError::QueueFull`].
+    pub queue: QueueLimits,
     /// For metrics and watchdogs.
     pub observer: Option<StepObserver>,
-}
-
-/// Requests that were accepted and that no step has touched yet.
-struct Queue {
-    waiting: AtomicUsize,
-    limit: usize,
-}
-
-impl Queue {
-    fn enter(&self) -> Result<(), RequestError> {
-        let entered = self
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-                (waiting < self.limit).then_some(waiting + 1)
-            });
-        match entered {
-            Ok(_) => Ok(()),
-            Err(_) => Err(RequestError::QueueFull { limit: self.limit }),
-        }
-    }
-
-    fn leave(&self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A handle on an engine that runs on its own thread. Clones share the engine; it ends when the
@@ -115,13 +91,9 @@ impl AsyncEngine {
     {
         let (commands, receiver) = mpsc::channel();
         let cause = Arc::new(OnceLock::new());
-        let queue = Arc::new(Queue {
-            waiting: AtomicUsize::new(0),
-            limit: options.max_num_queued_reqs.unwrap_or(usize::MAX),
-        });
+        let queue = Queue::new(options.queue);
         let thread = CoreThread {
             core,
-            queue: queue.clone(),
             observer: options.observer,
             routes: HashMap::new(),
             events: Vec::new(),
@@ -146,19 +118,20 @@ impl AsyncEngine {
 
     /// Requests that no step has touched yet.
     pub fn num_queued(&self) -> usize {
-        self.queue.waiting.load(Ordering::Relaxed)
+        self.queue.len()
     }
 
     /// Starts a request. Tokenizing happens here, on the caller's thread; detokenizing where the
     /// stream is read. Dropping the stream aborts the request.
     pub fn generate(&self, request: GenerateRequest) -> Result<TokenStream, RequestError> {
         let Prepared { request, state } = self.frontend.prepare(request)?;
-        self.queue.enter()?;
+        let place = self.queue.enter(request.class, request.prompt.len())?;
         let id = request.id;
         let (sender, receiver) = events::unbounded_channel();
         let add = Command::Add {
             request,
             events: sender,
+            place,
         };
         self.commands.send(add).map_err(|_| self.stopped())?;
         Ok(TokenStream::new(
@@ -219,13 +192,12 @@ struct Route {
     events: events::UnboundedSender<Delivery>,
     /// Sequences that have not ended.
     open: u32,
-    /// Whether a step has computed something for it; it left the queue then.
-    scheduled: bool,
+    /// Given back once a step has computed something for it.
+    place: Option<Place>,
 }
 
 struct CoreThread<R: Runner> {
     core: EngineCore<R>,
-    queue: Arc<Queue>,
     observer: Option<StepObserver>,
     routes: HashMap<RequestId, Route>,
     events: Vec<CoreEvent>,
@@ -289,7 +261,11 @@ impl<R: Runner> CoreThread<R> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Add { request, events } => self.add(request, events),
+            Command::Add {
+                request,
+                events,
+                place,
+            } => self.add(request, events, place),
             Command::Abort(id) => {
                 self.core.abort(id, &mut self.events);
             }
@@ -311,7 +287,12 @@ impl<R: Runner> CoreThread<R> {
         self.deliver();
     }
 
-    fn add(&mut self, request: Request<Arc<SeqParams>>, events: events::UnboundedSender<Delivery>) {
+    fn add(
+        &mut self,
+        request: Request<Arc<SeqParams>>,
+        events: events::UnboundedSender<Delivery>,
+        place: Place,
+    ) {
         let (id, open) = (request.id, request.n);
         let added = if self.leaving.is_empty() {
             self.core.add(request).map_err(RequestError::from)
@@ -320,18 +301,14 @@ impl<R: Runner> CoreThread<R> {
         };
         match added {
             Ok(()) => {
-                let scheduled = false;
                 let route = Route {
                     events,
                     open,
-                    scheduled,
+                    place: Some(place),
                 };
                 self.routes.insert(id, route);
             }
-            Err(error) => {
-                self.queue.leave();
-                drop(events.send(Err(error)));
-            }
+            Err(error) => drop(events.send(Err(error))),
         }
     }
 
@@ -345,14 +322,18 @@ impl<R: Runner> CoreThread<R> {
                 route.open -= 1;
             }
             let open = route.open;
-            if !route.scheduled && (open == 0 || matches!(event, CoreEvent::Scheduled { .. })) {
-                route.scheduled = true;
-                self.queue.leave();
+            if matches!(event, CoreEvent::Scheduled { .. }) {
+                route.place = None;
             }
             // A stream that was dropped has sent an abort, which is on its way.
-            let _ = route.events.send(Ok(event));
-            if open == 0 {
-                self.routes.remove(&id);
+            match open {
+                0 => {
+                    // Its place is free before its reader knows of the end.
+                    route.place = None;
+                    let _ = route.events.send(Ok(event));
+                    self.routes.remove(&id);
+                }
+                _ => drop(route.events.send(Ok(event))),
             }
         }
     }

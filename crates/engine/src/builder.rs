@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use batch_scheduler::{Fcfs, Priority, Scheduler, SchedulerConfig, SchedulingPolicy};
+use batch_scheduler::{Scheduler, SchedulerConfig};
 use paged_kv::{BlockManager, BlockSize};
 use tch::Device;
 use tp_model::{LoadOptions, Model, ModelConfig, ModelError, Runner, RunnerConfig};
@@ -211,10 +211,6 @@ fn assemble(
     let kv_config = paged_kv::Config::new(size.num_blocks, block_size)
         .prefix_caching(config.enable_prefix_caching && model.config().prefix_cacheable());
     let kv = BlockManager::new(kv_config).map_err(kv_error)?;
-    let policy: Box<dyn SchedulingPolicy> = match config.scheduling_policy {
-        Policy::Fcfs => Box::new(Fcfs::default()),
-        Policy::Priority => Box::new(Priority::default()),
-    };
     let limits = Limits {
         vocab_size: model.config().vocab_size,
         max_model_len: size.max_model_len,
@@ -224,7 +220,7 @@ fn assemble(
         priorities: config.scheduling_policy == Policy::Priority,
         seed: config.seed,
     };
-    let scheduler = Scheduler::with_policy(scheduler_config, kv, policy)?;
+    let scheduler = Scheduler::with_policy(scheduler_config, kv, config.policy())?;
     let runner = ranks.runner(config, model, &sizes)?;
     tracing::info!(
         max_model_len = size.max_model_len,

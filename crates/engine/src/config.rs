@@ -1,9 +1,11 @@
 //! What a user chooses about an engine, named as in vLLM.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use batch_scheduler::{Fcfs, Priority, SchedulingPolicy, WeightedFair};
 use tp_model::distributed::World;
 use tp_model::{Backend, DtypeChoice, ParallelConfig};
 
@@ -48,6 +50,8 @@ pub struct EngineConfig {
     pub load_format: LoadFormat,
     /// Who is served first.
     pub scheduling_policy: Policy,
+    /// With [`Policy::Fair`]: shares of classes of requests, 1 for those that are not here.
+    pub class_weights: BTreeMap<u64, u32>,
     /// Seed of requests without one, and of dummy weights.
     pub seed: u64,
     /// Whether the next step is planned while one runs. Unset: on a GPU and with several pipeline
@@ -126,6 +130,9 @@ pub enum Policy {
     Fcfs,
     /// By the requests' `priority`, lower first; then in the order of arrival.
     Priority,
+    /// Classes of requests share the tokens by their weights: the one that has had the least goes
+    /// first, however many requests the others send.
+    Fair,
 }
 
 /// A configuration that cannot work.
@@ -168,7 +175,8 @@ macro_rules! from_names {
 from_names!(DeviceChoice, "device", "auto" => Self::Auto, "cpu" => Self::Cpu, "cuda" => Self::Cuda);
 from_names!(LoadFormat, "load_format",
     "auto" => Self::Safetensors, "safetensors" => Self::Safetensors, "dummy" => Self::Dummy);
-from_names!(Policy, "scheduling_policy", "fcfs" => Self::Fcfs, "priority" => Self::Priority);
+from_names!(Policy, "scheduling_policy", 
+    "fcfs" => Self::Fcfs, "priority" => Self::Priority, "fair" => Self::Fair);
 
 impl EngineConfig {
     /// vLLM's defaults for `model`.
@@ -190,6 +198,7 @@ impl EngineConfig {
             num_gpu_blocks_override: None,
             load_format: LoadFormat::Safetensors,
             scheduling_policy: Policy::Fcfs,
+            class_weights: BTreeMap::new(),
             seed: 0,
             overlap: None,
             attention_backend: Backend::Auto,
@@ -214,6 +223,21 @@ impl EngineConfig {
             tensor_parallel_size: self.tensor_parallel_size,
             pipeline_parallel_size: self.pipeline_parallel_size,
             pp_layer_partition: self.pp_layer_partition.clone(),
+        }
+    }
+
+    /// The scheduler's policy for `scheduling_policy`.
+    pub fn policy(&self) -> Box<dyn SchedulingPolicy> {
+        match self.scheduling_policy {
+            Policy::Fcfs => Box::new(Fcfs::default()),
+            Policy::Priority => Box::new(Priority::default()),
+            Policy::Fair => {
+                let weights = self.class_weights.iter();
+                let fair = weights.fold(WeightedFair::new(), |fair, (class, weight)| {
+                    fair.with_weight(*class, *weight)
+                });
+                Box::new(fair)
+            }
         }
     }
 

@@ -212,7 +212,7 @@ impl Detokenizer {
                     .piece(&tokenizer.inner, id, *first)
                     .unwrap_or_default();
                 // An id without a token leaves no trace in the text.
-                *first &= tokenizer.inner.id_to_token(id).is_none();
+                *first = *first && tokenizer.inner.id_to_token(id).is_none();
                 pending.extend_from_slice(&piece);
                 let text = take_text(pending);
                 strip_start(text, strip)

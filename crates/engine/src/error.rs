@@ -70,11 +70,13 @@ pub enum RequestError {
         /// What it must be.
         expected: String,
     },
-    /// Too many requests wait already; this one would only wait longer.
-    #[error("{limit} requests are waiting already, which is the most; try again later")]
+    /// Too much waits already; this one would only wait longer.
+    #[error("{limit} {what} are waiting already, which is the most; try again later")]
     QueueFull {
-        /// The engine's `max_num_queued_reqs`.
+        /// The engine's `max_num_queued_reqs` or `max_num_queued_tokens`.
         limit: usize,
+        /// What is counted.
+        what: &'static str,
     },
     /// The model could not go on with this request.
     #[error("generation failed: {0}")]

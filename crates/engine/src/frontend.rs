@@ -160,6 +160,7 @@ impl Frontend {
             prompt,
             mut params,
             priority,
+            class,
             cache_salt,
             add_special_tokens,
             arrival,
@@ -223,6 +224,7 @@ impl Frontend {
         request.id = RequestId(number);
         request.n = n;
         request.priority = priority;
+        request.class = class;
         request.salt = salt;
         request.use_prefix_cache = !every_position;
         Ok(Prepared { request, state })

@@ -41,6 +41,7 @@ mod jinja;
 mod memory;
 mod memory_table;
 mod output;
+mod queue;
 mod ranks;
 mod report;
 mod request;
@@ -59,6 +60,7 @@ pub use frontend::{Frontend, Limits};
 pub use output::{
     CompletionOutput, Finish, FinishReason, OutputDelta, RequestMetrics, RequestOutput, StopReason,
 };
+pub use queue::QueueLimits;
 pub use ranks::follow;
 pub use report::{AdmissionReport, RowReport, SeqId, StepReport};
 pub use request::{GenerateRequest, Prompt};

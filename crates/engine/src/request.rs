@@ -52,6 +52,9 @@ pub struct GenerateRequest {
     pub params: SamplingParams,
     /// Lower is served first; other than 0 only with the priority policy.
     pub priority: i32,
+    /// Who shares the machine with whom (a user, a tenant); see [`Policy::Fair`](crate::Policy) and
+    /// [`QueueLimits`](crate::QueueLimits).
+    pub class: u64,
     /// Requests share cached prefixes only among equal salts.
     pub cache_salt: Option<String>,
     /// Whether the tokenizer adds its special tokens to the prompt. Unset: yes for plain text, no
@@ -69,6 +72,7 @@ impl GenerateRequest {
             prompt: prompt.into(),
             params,
             priority: 0,
+            class: 0,
             cache_salt: None,
             add_special_tokens: None,
             arrival: Instant::now(),

@@ -1,6 +1,6 @@
 //! Text to token ids and back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -12,7 +12,8 @@ use crate::detokenizer::DecodePlan;
 pub struct Tokenizer {
     pub(crate) inner: tokenizers::Tokenizer,
     pub(crate) plan: DecodePlan,
-    special: HashSet<u32>,
+    /// Sorted: there are few, and most ids lie outside of their range.
+    special: Vec<u32>,
     /// `bos_token`, `eos_token` and so on: what chat templates may name.
     named: BTreeMap<String, String>,
 }
@@ -77,11 +78,12 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| error.to_string())?
             .with_padding(None);
-        let special = inner
+        let mut special: Vec<u32> = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
+        special.sort_unstable();
         Ok(Tokenizer {
             plan: DecodePlan::of(&inner),
             inner,
@@ -122,7 +124,8 @@ impl Tokenizer {
 
     /// Whether `id` is a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.special.contains(&id)
+        let range = self.special.first()..=self.special.last();
+        range.contains(&Some(&id)) && self.special.binary_search(&id).is_ok()
     }
 
     /// Number of tokens, added ones included.

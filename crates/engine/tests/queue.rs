@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::*;
-use engine::{AsyncEngine, AsyncOptions, RequestError, Stats};
+use engine::{AsyncEngine, AsyncOptions, QueueLimits, RequestError, Stats};
 
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -26,7 +26,10 @@ fn a_full_queue_refuses_and_an_observer_sees_the_end() {
     let seen: Arc<Mutex<Vec<(Stats, bool)>>> = Arc::default();
     let observed = seen.clone();
     let options = AsyncOptions {
-        max_num_queued_reqs: Some(2),
+        queue: QueueLimits {
+            max_num_queued_reqs: Some(2),
+            ..QueueLimits::default()
+        },
         observer: Some(Box::new(move |stats, working| {
             observed.lock().unwrap().push((*stats, working));
         })),
@@ -38,7 +41,10 @@ fn a_full_queue_refuses_and_an_observer_sees_the_end() {
     assert_eq!(engine.num_queued(), 2);
     assert_eq!(
         send().err(),
-        Some(RequestError::QueueFull { limit: 2 }),
+        Some(RequestError::QueueFull {
+            limit: 2,
+            what: "requests"
+        }),
         "no step has touched the two before"
     );
     // A bad request does not take a place.

@@ -15,6 +15,15 @@ const MAX_PROMPTS: usize = 1024;
 /// Most choices of one request: prompts times `n`.
 const MAX_CHOICES: usize = 1024;
 
+/// Fields of vLLM's chats that may only be null.
+pub const NOT_SUPPORTED_IN_CHATS: &[&str] = &[
+    "reasoning_effort",
+    "chat_template",
+    "return_prompt_text",
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+];
+
 /// Who sent the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -225,13 +234,7 @@ impl Call {
         }
         let tools = self.take_tools(f)?;
         f.refuse_unless("include_reasoning", &[json!(true)], "")?;
-        for name in [
-            "reasoning_effort",
-            "chat_template",
-            "return_prompt_text",
-            "mm_processor_kwargs",
-            "media_io_kwargs",
-        ] {
+        for name in NOT_SUPPORTED_IN_CHATS {
             f.refuse_unless(name, &[], "")?;
         }
         let messages: Vec<Value> = f

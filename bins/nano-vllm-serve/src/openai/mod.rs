@@ -8,8 +8,9 @@ pub mod parts;
 mod response;
 mod sampling;
 
-pub use call::{Call, Dialect, Endpoint, ModelNames};
+pub use call::{Call, Dialect, Endpoint, ModelNames, NOT_SUPPORTED_IN_CHATS};
 pub use error::ApiError;
 pub use fields::{Fields, shorten_text};
 pub use logprobs::TokenNames;
 pub use response::{completion_logprobs, echoed, now, response, stop_reason};
+pub use sampling::NOT_SUPPORTED;

@@ -10,6 +10,21 @@ use super::{ApiError, Fields};
 /// Most stop strings of a request (vLLM's `VLLM_MAX_STOP_STRINGS`).
 const MAX_STOP_STRINGS: usize = 4;
 
+/// Fields of vLLM that may only be null.
+pub const NOT_SUPPORTED: &[&str] = &[
+    "structured_outputs",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "logprob_token_ids",
+    "repetition_detection",
+    "thinking_token_budget",
+    "prompt_embeds",
+    "kv_transfer_params",
+    "vllm_xargs",
+    "session_id",
+    "stream_interval",
+];
+
 /// Reads the sampling fields. What the request leaves out comes from `defaults` (the model's
 /// `generation_config.json` over the API's defaults). Ranges are checked by the engine.
 pub fn take_sampling(
@@ -121,19 +136,7 @@ fn refuse_unsupported(f: &mut Fields) -> Result<(), ApiError> {
         "; only {\"type\": \"text\"} is",
     )?;
     f.refuse_unless("spaces_between_special_tokens", &[json!(true)], "")?;
-    for name in [
-        "structured_outputs",
-        "truncate_prompt_tokens",
-        "truncation_side",
-        "logprob_token_ids",
-        "repetition_detection",
-        "thinking_token_budget",
-        "prompt_embeds",
-        "kv_transfer_params",
-        "vllm_xargs",
-        "session_id",
-        "stream_interval",
-    ] {
+    for name in NOT_SUPPORTED {
         f.refuse_unless(name, &[], "")?;
     }
     for bookkeeping in ["user", "metadata", "store", "service_tier"] {

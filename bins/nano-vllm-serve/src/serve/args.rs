@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::traces::Endpoint;
 use crate::args::EngineArgs;
 use crate::openai::parts::{Parsers, Reasoning};
 use crate::sizes::parse_size;
@@ -65,7 +66,8 @@ pub struct ServerArgs {
     /// given several times.
     #[arg(long, num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true, value_delimiter = ',')]
     pub api_key: Vec<String>,
-    /// File with one key a line.
+    /// File with one key a line, each of which may be followed by name=NAME and weight=N: what
+    /// metrics call it, and its share when several keys compete.
     #[arg(long)]
     pub api_key_file: Option<PathBuf>,
     /// Certificate chain in PEM: serves HTTPS. SIGHUP reads it and the key again.
@@ -81,6 +83,9 @@ pub struct ServerArgs {
     /// four times --max-num-seqs if that is more.
     #[arg(long)]
     pub max_num_queued_reqs: Option<usize>,
+    /// Most prompt tokens that wait for their first step; more get 503. 0 or unset: no limit.
+    #[arg(long)]
+    pub max_num_queued_tokens: Option<usize>,
     /// Seconds until a request is given up, queueing included; 0: never.
     #[arg(long, default_value = "0", value_parser = parse_seconds)]
     pub request_timeout: Duration,
@@ -129,6 +134,10 @@ pub struct ServerArgs {
     /// Log every request, with its id.
     #[arg(long)]
     pub enable_log_requests: bool,
+    /// OpenTelemetry collector that gets a span of every prompt, over OTLP/HTTP in JSON:
+    /// http://HOST[:4318][/v1/traces].
+    #[arg(long, value_name = "URL")]
+    pub otlp_traces_endpoint: Option<Endpoint>,
     /// pretty or json.
     #[arg(long, value_enum, default_value = "pretty")]
     pub log_format: LogFormat,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use batch_scheduler::{ModelRunner, Sampled, Scheduler, SchedulerConfig, StepOutput, StepPlan};
+use batch_scheduler::{
+    ModelRunner, Sampled, Scheduler, SchedulerConfig, SchedulingPolicy, StepOutput, StepPlan,
+};
 use engine::{AsyncEngine, AsyncOptions, Engine, EngineCore, TokenLogprobs};
 use paged_kv::{BlockManager, BlockSize, Config};
 use tp_model::SeqParams;
@@ -54,13 +56,14 @@ impl ModelRunner for FakeRunner {
 pub fn start<R: engine::Runner>(
     engine: Engine<R>,
     step_time: Duration,
+    policy: Box<dyn SchedulingPolicy>,
     options: AsyncOptions,
 ) -> anyhow::Result<AsyncEngine> {
     let (core, frontend) = engine.into_parts();
     let config: SchedulerConfig = core.scheduler().config().clone();
     drop(core);
     let kv = Config::new(BLOCKS, BlockSize::new(BLOCK_SIZE)?).prefix_caching(false);
-    let scheduler = Scheduler::new(config, BlockManager::new(kv)?)?;
+    let scheduler = Scheduler::with_policy(config, BlockManager::new(kv)?, policy)?;
     let runner = FakeRunner {
         vocab_size: u32::try_from(frontend.limits().vocab_size)?,
         step_time,

@@ -9,14 +9,16 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use engine::RequestOutput;
 
+use super::auth::TenantId;
 use super::body;
 use super::errors::{json_response, shutting_down};
-use super::generation::Generation;
+use super::generation::{Generation, Origin};
 use super::lifecycle::Phase;
 use super::metrics::Rejection;
 use super::routes::{RequestId, is_plain_id};
 use super::sse::Events;
 use super::state::App;
+use super::traces::Parent;
 use crate::openai::{ApiError, Call, Dialect, Endpoint, now, response};
 
 /// Bodies of more bytes are parsed and tokenized on a thread that may block: on this one they
@@ -26,21 +28,29 @@ const INLINE_BYTES: usize = 8 << 10;
 pub async fn completions(
     State(app): State<Arc<App>>,
     Extension(id): Extension<RequestId>,
+    Extension(tenant): Extension<TenantId>,
     request: Request,
 ) -> Response {
-    answer(app, Endpoint::Completions, id.0, request).await
+    answer(app, Endpoint::Completions, id.0, tenant, request).await
 }
 
 pub async fn chat(
     State(app): State<Arc<App>>,
     Extension(id): Extension<RequestId>,
+    Extension(tenant): Extension<TenantId>,
     request: Request,
 ) -> Response {
-    answer(app, Endpoint::Chat, id.0, request).await
+    answer(app, Endpoint::Chat, id.0, tenant, request).await
 }
 
-async fn answer(app: Arc<App>, endpoint: Endpoint, id: String, request: Request) -> Response {
-    match try_answer(app, endpoint, id, request).await {
+async fn answer(
+    app: Arc<App>,
+    endpoint: Endpoint,
+    id: String,
+    tenant: TenantId,
+    request: Request,
+) -> Response {
+    match try_answer(app, endpoint, id, tenant, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
@@ -57,19 +67,29 @@ async fn try_answer(
     app: Arc<App>,
     endpoint: Endpoint,
     id: String,
+    tenant: TenantId,
     request: Request,
 ) -> Result<Response, ApiError> {
     // First counted, then looked: a shutdown that begins in between waits for this one.
     let in_flight = app.lifecycle.enter();
     if app.lifecycle.phase() != Phase::Ready {
-        app.metrics.on_rejection(Rejection::ShuttingDown);
+        app.metrics.on_rejection(tenant, Rejection::ShuttingDown);
         return Err(shutting_down());
     }
+    let parent = app
+        .tracer
+        .as_ref()
+        .and_then(|_| Parent::of(request.headers()));
     let bytes = body::read(&app, request).await?;
     let small = bytes.len() <= INLINE_BYTES;
+    let origin = Origin {
+        tenant,
+        parent,
+        in_flight,
+    };
     let start = {
         let app = app.clone();
-        move || start(&app, endpoint, id, &bytes, in_flight)
+        move || start(&app, endpoint, id, &bytes, origin)
     };
     let started = match small {
         true => start(),
@@ -108,7 +128,7 @@ fn start(
     endpoint: Endpoint,
     id: String,
     bytes: &Bytes,
-    in_flight: super::lifecycle::InFlight,
+    origin: Origin,
 ) -> Result<Started, ApiError> {
     let value = body::json(bytes)?;
     let frontend = app.engine.frontend();
@@ -129,7 +149,7 @@ fn start(
         Some(own) => own.clone(),
         None => id,
     };
-    let generation = Generation::start(app, &call, &id, in_flight)?;
+    let generation = Generation::start(app, &call, &id, origin)?;
     Ok(Started {
         call,
         id,

@@ -10,10 +10,12 @@ use engine::{FinishReason, OutputDelta, RequestOutput, TokenStream};
 use futures_core::Stream;
 use tokio::time::Sleep;
 
+use super::auth::TenantId;
 use super::errors::shutting_down;
 use super::lifecycle::InFlight;
 use super::metrics::Rejection;
 use super::state::App;
+use super::traces::{Parent, Traced};
 use crate::openai::{ApiError, Call};
 
 /// One prompt of the request.
@@ -26,12 +28,26 @@ struct Member {
     counted: bool,
 }
 
+/// Where a request comes from.
+pub struct Origin {
+    /// Whose key it brings.
+    pub tenant: TenantId,
+    /// The client's span.
+    pub parent: Option<Parent>,
+    /// Keeps the server from ending.
+    pub in_flight: InFlight,
+}
+
 /// Everything that a request's prompts generate, in the order in which it comes. Dropping it
 /// aborts what has not ended.
 pub struct Generation {
     app: Arc<App>,
     members: Vec<Member>,
     n: u32,
+    tenant: TenantId,
+    traced: Option<Traced>,
+    /// What ended it early.
+    failed: Option<String>,
     arrival: Instant,
     /// Polled first, so that every prompt gets its turn.
     next: usize,
@@ -41,18 +57,20 @@ pub struct Generation {
 
 impl Generation {
     /// Hands the prompts of `call` to the engine. Tokenizes, so it may take a while.
-    pub fn start(
-        app: &Arc<App>,
-        call: &Call,
-        id: &str,
-        in_flight: InFlight,
-    ) -> Result<Self, ApiError> {
+    pub fn start(app: &Arc<App>, call: &Call, id: &str, origin: Origin) -> Result<Self, ApiError> {
         let arrival = Instant::now();
+        let Origin {
+            tenant,
+            parent,
+            in_flight,
+        } = origin;
+        let traced = app.tracer.is_some().then(|| Traced::new(call, id, parent));
         let mut members = Vec::with_capacity(call.prompts.len());
-        for request in call.requests(id) {
+        for mut request in call.requests(id) {
+            request.class = tenant.0.into();
             let stream = app.engine.generate(request).map_err(|error| {
                 if matches!(error, engine::RequestError::QueueFull { .. }) {
-                    app.metrics.on_rejection(Rejection::QueueFull);
+                    app.metrics.on_rejection(tenant, Rejection::QueueFull);
                 }
                 app.error(error)
             })?;
@@ -61,6 +79,7 @@ impl Generation {
             if let Some(max) = call.params.max_tokens {
                 m.request_params_max_tokens.observe(f64::from(max));
             }
+            m.on_start(tenant);
             members.push(Member {
                 stream,
                 open: call.params.n,
@@ -77,6 +96,9 @@ impl Generation {
             app: app.clone(),
             members,
             n: call.params.n,
+            tenant,
+            traced,
+            failed: None,
             arrival,
             next: 0,
             timer: first.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
@@ -107,6 +129,17 @@ impl Generation {
     /// The next news: which choice of the answer it is about, and what. After an error the rest
     /// is lost.
     pub fn poll_delta(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(usize, OutputDelta), ApiError>>> {
+        let polled = self.poll_members(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled {
+            self.failed.get_or_insert_with(|| error.message.clone());
+        }
+        polled
+    }
+
+    fn poll_members(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<(usize, OutputDelta), ApiError>>> {
@@ -158,7 +191,9 @@ impl Generation {
             }
             let queued = |m: &Member| m.stream.output().metrics.queue_time.is_none() && m.open > 0;
             if !queue.is_zero() && waited >= queue && self.members.iter().any(queued) {
-                self.app.metrics.on_rejection(Rejection::QueueTimeout);
+                self.app
+                    .metrics
+                    .on_rejection(self.tenant, Rejection::QueueTimeout);
                 let message = format!(
                     "the request waited longer than {} s for its turn; try again later",
                     seconds(queue)
@@ -179,13 +214,11 @@ impl Generation {
         let m = &self.app.metrics;
         if !delta.token_ids.is_empty() {
             let now = Instant::now();
-            m.generation_tokens.inc_by(delta.token_ids.len() as u64);
+            m.on_tokens(self.tenant, delta.token_ids.len());
             if !member.counted {
                 member.counted = true;
                 let output = member.stream.output();
-                m.prompt_tokens.inc_by(output.prompt_token_ids.len() as u64);
-                m.prompt_tokens_cached
-                    .inc_by(u64::from(output.metrics.num_cached_tokens));
+                m.on_prompt(self.tenant, output);
             }
             match member.last_token[delta.index as usize].replace(now) {
                 None if delta.index == 0 => {
@@ -221,6 +254,11 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         for member in &self.members {
+            if let (Some(tracer), Some(traced)) = (&self.app.tracer, &self.traced) {
+                let left = (member.open > 0).then_some("the client left");
+                let error = self.failed.as_deref().or(left);
+                tracer.record(traced, member.stream.output(), error);
+            }
             for _ in 0..member.open {
                 self.app.metrics.on_end(FinishReason::Abort);
             }

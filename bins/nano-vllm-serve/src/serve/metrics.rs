@@ -4,13 +4,15 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use batch_scheduler::{StepStats, Totals};
-use engine::{FinishReason, Stats};
+use engine::{FinishReason, RequestOutput, Stats};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::auth::{Tenant, TenantId};
 
 type Label = [(&'static str, &'static str); 1];
 
@@ -64,9 +66,9 @@ pub struct Metrics {
     prefix_queries: Counter,
     prefix_hits: Counter,
     iteration_tokens: Histogram,
-    pub prompt_tokens: Counter,
-    pub prompt_tokens_cached: Counter,
-    pub generation_tokens: Counter,
+    prompt_tokens: Counter,
+    prompt_tokens_cached: Counter,
+    generation_tokens: Counter,
     pub first_token: Histogram,
     pub inter_token: Histogram,
     pub e2e: Histogram,
@@ -82,10 +84,64 @@ pub struct Metrics {
     pub request_params_n: Histogram,
     pub request_preemptions: Histogram,
     pub request_prefill_computed: Histogram,
+    /// By tenant; empty if no key is needed.
+    tenants: Vec<TenantMetrics>,
     success: Family<Label, Counter>,
     rejections: Family<Label, Counter>,
     /// The engine's totals at the last step: counters grow by the difference.
     seen: Mutex<Stats>,
+}
+
+/// What one tenant has had.
+struct TenantMetrics {
+    requests: Counter,
+    rejections: Counter,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    queue_time: Histogram,
+}
+
+type KeyLabel = [(&'static str, String); 1];
+
+/// Series labelled with the tenants' names: vLLM has none by key, so the prefix is another.
+fn tenant_metrics(registry: &mut Registry, tenants: &[Tenant]) -> Vec<TenantMetrics> {
+    if tenants.is_empty() {
+        return Vec::new();
+    }
+    let mut counter = |name: &str, help: &str| {
+        let family = Family::<KeyLabel, Counter>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let requests = counter("nano_vllm:key_requests", "Prompts that were taken, by key");
+    let rejections = counter(
+        "nano_vllm:key_admission_rejections",
+        "Requests that were not taken, by key",
+    );
+    let prompt_tokens = counter("nano_vllm:key_prompt_tokens", "Prompt tokens, by key");
+    let generation_tokens = counter(
+        "nano_vllm:key_generation_tokens",
+        "Tokens generated, by key",
+    );
+    let new_histogram: fn() -> Histogram = || Histogram::new(FIRST_TOKEN);
+    let queue_time =
+        Family::<KeyLabel, Histogram, fn() -> Histogram>::new_with_constructor(new_histogram);
+    registry.register(
+        "nano_vllm:key_queue_time_seconds",
+        "From arrival to the first step, by key",
+        queue_time.clone(),
+    );
+    let one = |tenant: &Tenant| {
+        let label = [("api_key", tenant.name.clone())];
+        TenantMetrics {
+            requests: requests.get_or_create_owned(&label),
+            rejections: rejections.get_or_create_owned(&label),
+            prompt_tokens: prompt_tokens.get_or_create_owned(&label),
+            generation_tokens: generation_tokens.get_or_create_owned(&label),
+            queue_time: queue_time.get_or_create_owned(&label),
+        }
+    };
+    tenants.iter().map(one).collect()
 }
 
 struct Builder<'a>(&'a mut Registry);
@@ -131,14 +187,20 @@ fn nothing() -> Stats {
 
 impl Metrics {
     /// Metrics of one model. `config` are the labels of `vllm:cache_config_info`.
-    pub fn new(model: &str, max_model_len: usize, config: Vec<(String, String)>) -> Self {
+    pub fn new(
+        model: &str,
+        max_model_len: usize,
+        config: Vec<(String, String)>,
+        tenants: &[Tenant],
+    ) -> Self {
         let mut registry = Registry::default();
         let model_only = [("model_name".into(), model.to_owned().into())];
-        let rejections = Builder(registry.sub_registry_with_labels(model_only.clone().into_iter()))
-            .family(
-                "vllm:admission_rejections",
-                "Requests that were not taken, by reason",
-            );
+        let by_model = registry.sub_registry_with_labels(model_only.clone().into_iter());
+        let tenants = tenant_metrics(by_model, tenants);
+        let rejections = Builder(by_model).family(
+            "vllm:admission_rejections",
+            "Requests that were not taken, by reason",
+        );
         let labels = model_only
             .into_iter()
             .chain([("engine".into(), "0".into())]);
@@ -243,6 +305,7 @@ impl Metrics {
             ),
             success: b.family("vllm:request_success", "Requests that ended, by reason"),
             rejections,
+            tenants,
             seen: Mutex::new(nothing()),
             registry: Registry::default(),
         };
@@ -296,8 +359,40 @@ impl Metrics {
             .inc();
     }
 
+    /// A prompt was handed to the engine.
+    pub fn on_start(&self, tenant: TenantId) {
+        if let Some(own) = self.tenants.get(tenant.0 as usize) {
+            own.requests.inc();
+        }
+    }
+
+    /// A prompt has got its first token.
+    pub fn on_prompt(&self, tenant: TenantId, output: &RequestOutput) {
+        let tokens = output.prompt_token_ids.len() as u64;
+        self.prompt_tokens.inc_by(tokens);
+        self.prompt_tokens_cached
+            .inc_by(u64::from(output.metrics.num_cached_tokens));
+        if let Some(own) = self.tenants.get(tenant.0 as usize) {
+            own.prompt_tokens.inc_by(tokens);
+            if let Some(time) = output.metrics.queue_time {
+                own.queue_time.observe(time.as_secs_f64());
+            }
+        }
+    }
+
+    /// Tokens were generated.
+    pub fn on_tokens(&self, tenant: TenantId, tokens: usize) {
+        self.generation_tokens.inc_by(tokens as u64);
+        if let Some(own) = self.tenants.get(tenant.0 as usize) {
+            own.generation_tokens.inc_by(tokens as u64);
+        }
+    }
+
     /// A request was not taken.
-    pub fn on_rejection(&self, rejection: Rejection) {
+    pub fn on_rejection(&self, tenant: TenantId, rejection: Rejection) {
+        if let Some(own) = self.tenants.get(tenant.0 as usize) {
+            own.rejections.inc();
+        }
         let reason = match rejection {
             Rejection::QueueFull => "queue_full",
             Rejection::QueueTimeout => "queue_timeout",
@@ -321,14 +416,14 @@ mod tests {
 
     #[test]
     fn counters_grow_by_what_the_engine_did() {
-        let metrics = Metrics::new("m", 1000, vec![("block_size".into(), "16".into())]);
+        let metrics = Metrics::new("m", 1000, vec![("block_size".into(), "16".into())], &[]);
         let mut stats = nothing();
         (stats.running, stats.kv_used_blocks, stats.kv_total_blocks) = (3, 1, 4);
         (stats.totals.steps, stats.totals.prefill_tokens) = (1, 9);
         metrics.on_step(&stats);
         metrics.on_step(&stats);
         metrics.on_end(FinishReason::Length);
-        metrics.on_rejection(Rejection::QueueFull);
+        metrics.on_rejection(TenantId::default(), Rejection::QueueFull);
         let text = metrics.text();
         let labels = r#"{model_name="m",engine="0""#;
         for line in [

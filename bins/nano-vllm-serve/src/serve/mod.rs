@@ -19,18 +19,21 @@ mod lifecycle;
 mod live;
 mod metrics;
 mod net;
+mod openapi;
 mod routes;
 mod sse;
 mod state;
 mod text;
 mod tls;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use engine::{AsyncEngine, AsyncOptions};
+use engine::{AsyncEngine, AsyncOptions, Policy, QueueLimits};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
@@ -42,6 +45,7 @@ use metrics::Metrics;
 use net::Server;
 use state::{App, Ids};
 use tls::Tls;
+use traces::Tracer;
 
 use crate::openai::{ModelNames, now};
 use crate::say::say;
@@ -66,10 +70,25 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    let listener = runtime
+    // See `net` for what it is for.
+    let probes = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("probe")
+        .enable_all()
+        .build()
+        .context("cannot start a thread")?;
+    let listener = probes
         .block_on(TcpListener::bind((server.host.as_str(), server.port)))
         .with_context(|| format!("cannot listen on {}:{}", server.host, server.port))?;
-    let result = start_engine(&args).and_then(|(engine, names, metrics, heartbeat)| {
+    if keys.tenants().len() > 1 {
+        let weights = keys.tenants().iter().map(|tenant| tenant.weight);
+        args.engine.class_weights = (0..).zip(weights).collect();
+        let policy = &mut args.engine.scheduling_policy;
+        policy.get_or_insert_with(|| "fair".to_owned());
+    }
+    let result = start_engine(&args, &keys).and_then(|(engine, names, metrics, heartbeat)| {
+        let (tracer, exporter) = server.otlp_traces_endpoint.clone().map(Tracer::new).unzip();
+        let exporter = exporter.map(|exporter| probes.spawn(exporter));
         let app = Arc::new(App {
             engine,
             names,
@@ -77,21 +96,31 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
             server: args.server.clone(),
             keys,
             lifecycle: Lifecycle::new(),
+            tracer,
             metrics,
             heartbeat,
             created: now(),
             ids: Ids::new(),
         });
-        runtime.block_on(serve(app, listener, tls))
+        probes.block_on(serve(app, listener, tls, runtime.handle().clone()))?;
+        Ok(exporter)
     });
     // Blocking work that is left, such as a tokenizer in a huge prompt, is nobody's any more.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    let result = result.map(|exporter| {
+        // Every handle on the tracer is gone: what is left in the queue goes out.
+        if let Some(exporter) = exporter {
+            let sent = async { tokio::time::timeout(LAST_WORDS, exporter).await };
+            let _ = probes.block_on(sent);
+        }
+    });
+    probes.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
 type Parts = (AsyncEngine, ModelNames, Arc<Metrics>, Arc<Heartbeat>);
 
-fn start_engine(args: &ServeArgs) -> anyhow::Result<Parts> {
+fn start_engine(args: &ServeArgs, keys: &ApiKeys) -> anyhow::Result<Parts> {
     let (engine, names) = args.engine.load()?;
     let limits = engine.frontend().limits().clone();
     let config = vec![
@@ -105,7 +134,12 @@ fn start_engine(args: &ServeArgs) -> anyhow::Result<Parts> {
             (!args.engine.no_enable_prefix_caching).to_string(),
         ),
     ];
-    let metrics = Arc::new(Metrics::new(&names.0[0], limits.max_model_len, config));
+    let metrics = Arc::new(Metrics::new(
+        &names.0[0],
+        limits.max_model_len,
+        config,
+        keys.tenants(),
+    ));
     let heartbeat = Arc::new(Heartbeat::new());
     let observer = {
         let (metrics, heartbeat) = (metrics.clone(), heartbeat.clone());
@@ -119,12 +153,24 @@ fn start_engine(args: &ServeArgs) -> anyhow::Result<Parts> {
         Some(0) => None,
         Some(most) => Some(most),
     };
+    let engine_config = args.engine.config()?;
+    let fair = engine_config.scheduling_policy == Policy::Fair;
     let options = AsyncOptions {
-        max_num_queued_reqs: queue,
+        queue: QueueLimits {
+            max_num_queued_reqs: queue,
+            max_num_queued_tokens: args.server.max_num_queued_tokens.filter(|most| *most > 0),
+            class_weights: match fair {
+                true => args.engine.class_weights.clone(),
+                false => Default::default(),
+            },
+        },
         observer: Some(observer),
     };
     let engine = match args.server.fake_runner {
-        true => fake::start(engine, args.server.fake_step_ms, options)?,
+        true => {
+            let step_time = args.server.fake_step_ms;
+            fake::start(engine, step_time, engine_config.policy(), options)?
+        }
         false => {
             let (core, frontend) = engine.into_parts();
             AsyncEngine::start_with(core, frontend, options)
@@ -134,7 +180,12 @@ fn start_engine(args: &ServeArgs) -> anyhow::Result<Parts> {
     Ok((engine, names, metrics, heartbeat))
 }
 
-async fn serve(app: Arc<App>, listener: TcpListener, tls: Option<Arc<Tls>>) -> anyhow::Result<()> {
+async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    streams: Handle,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let address = listener.local_addr().context("cannot listen")?;
@@ -147,6 +198,7 @@ async fn serve(app: Arc<App>, listener: TcpListener, tls: Option<Arc<Tls>>) -> a
         tls: tls.clone(),
         args: app.server.clone(),
         connections: connections.clone(),
+        streams,
     };
     let most = connections.available_permits();
     let accepting = tokio::spawn(server.accept(listener));

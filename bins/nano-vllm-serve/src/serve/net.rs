@@ -1,4 +1,13 @@
 //! Connections: accepting them, TLS, and limits on clients that are too slow.
+//!
+//! ```text
+//! accept ─▶ a look at the first bytes ─┬─ GET /health, … ─▶ served right here (thread `probe`)
+//!           (thread `probe`)           └─ anything else ──▶ the streams' threads (`http`)
+//! ```
+//!
+//! A step of 1,024 streams makes as many tasks ready at once, and whatever comes next waits behind
+//! them. A probe must not: an orchestrator would end a server that is merely busy. So the thread
+//! that accepts keeps the connections that begin with a probe to itself.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -11,18 +20,24 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tower::Service;
 
 use super::args::ServerArgs;
 use super::lifecycle::{Lifecycle, Phase};
 use super::tls::Tls;
+
+/// Why a connection ended early.
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// What every connection needs.
 #[derive(Clone)]
@@ -33,6 +48,25 @@ pub struct Server {
     pub args: ServerArgs,
     /// One permit a connection.
     pub connections: Arc<Semaphore>,
+    /// Where connections are served that do not begin with a probe.
+    pub streams: Handle,
+}
+
+/// What is answered on the thread that accepts: small answers that wait for nothing.
+const PROBES: [&str; 6] = [
+    "/health", "/ready", "/ping", "/metrics", "/load", "/version",
+];
+
+/// Enough bytes to tell a probe by.
+const LOOK: usize = 16;
+
+/// Whether a request that begins with `bytes` is a probe.
+fn begins_with_probe(bytes: &[u8]) -> bool {
+    let Some(path) = bytes.strip_prefix(b"GET ") else {
+        return false;
+    };
+    let end = path.iter().position(|b| matches!(b, b' ' | b'?'));
+    end.is_some_and(|end| PROBES.iter().any(|probe| probe.as_bytes() == &path[..end]))
 }
 
 impl Server {
@@ -53,34 +87,74 @@ impl Server {
             };
             let server = self.clone();
             tokio::spawn(async move {
-                if let Err(error) = server.handle(stream).await {
+                if let Err(error) = server.route(stream, permit).await {
                     tracing::debug!("connection: {error}");
                 }
-                drop(permit);
             });
         }
     }
 
-    async fn handle(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// Serves the connection here or hands it on, by how it begins.
+    async fn route(self, stream: TcpStream, permit: OwnedSemaphorePermit) -> Result<(), Failed> {
         // Tokens are small and must not wait for more to come.
         stream.set_nodelay(true)?;
+        if self.is_probe(&stream).await? {
+            self.handle(stream, true).await?;
+            drop(permit);
+            return Ok(());
+        }
+        let stream = stream.into_std()?;
+        let streams = self.streams.clone();
+        streams.spawn(async move {
+            let result = match TcpStream::from_std(stream) {
+                Ok(stream) => self.handle(stream, false).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = result {
+                tracing::debug!("connection: {error}");
+            }
+            drop(permit);
+        });
+        Ok(())
+    }
+
+    /// Whether the connection begins with a probe. Takes nothing from it. Beginnings that cannot
+    /// be told, because they come byte by byte or encrypted, are none.
+    async fn is_probe(&self, stream: &TcpStream) -> io::Result<bool> {
+        if self.tls.is_some() {
+            return Ok(false);
+        }
+        let mut phase = self.lifecycle.subscribe();
+        let mut bytes = [0; LOOK];
+        let looked = async {
+            tokio::select! {
+                length = stream.peek(&mut bytes) => length,
+                // Nothing came before the end: it is up to the rest of this file to say so.
+                _ = phase.wait_for(|phase| *phase == Phase::Stopping) => Ok(0),
+            }
+        };
+        let length = match self.args.client_timeout {
+            Duration::ZERO => looked.await?,
+            limit => tokio::time::timeout(limit, looked).await??,
+        };
+        Ok(begins_with_probe(&bytes[..length]))
+    }
+
+    async fn handle(&self, stream: TcpStream, probe: bool) -> Result<(), Failed> {
         match &self.tls {
-            None => self.serve(stream).await,
+            None => self.serve(stream, probe).await,
             Some(tls) => {
                 let handshake = tls.acceptor().accept(stream);
                 let stream = match self.args.client_timeout {
                     Duration::ZERO => handshake.await?,
                     limit => tokio::time::timeout(limit, handshake).await??,
                 };
-                self.serve(stream).await
+                self.serve(stream, probe).await
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+    async fn serve<S>(&self, stream: S, probe: bool) -> Result<(), Failed>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -89,6 +163,8 @@ impl Server {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
+            // One short buffer is written faster than the three parts of a small chunk.
+            .writev(false)
             .max_header_size(size(args.h11_max_incomplete_event_size))
             .max_headers(args.h11_max_header_count);
         builder.header_read_timeout(match args.client_timeout {
@@ -105,8 +181,17 @@ impl Server {
         let seen = used.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
+            // What follows a probe on its connection is answered, but the next comes by another.
+            let last = probe && !PROBES.contains(&request.uri().path());
             let answer = router.clone().call(request.map(Body::new));
-            async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+            async move {
+                let mut answer = answer.await.unwrap_or_else(|never| match never {});
+                if last {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -195,5 +280,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedWrites<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.timed(cx, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::begins_with_probe;
+
+    #[test]
+    fn probes_are_told_by_their_first_bytes() {
+        for bytes in [
+            "GET /health HTTP",
+            "GET /metrics HTT",
+            "GET /load?x=1 HT",
+            "GET /ready ",
+        ] {
+            assert!(begins_with_probe(bytes.as_bytes()), "{bytes}");
+        }
+        for bytes in [
+            "",
+            "GET /hea",
+            "GET /health",
+            "POST /health HTT",
+            "GET /healthz HTT",
+            "GET / HTTP/1.1",
+        ] {
+            assert!(!begins_with_probe(bytes.as_bytes()), "{bytes}");
+        }
     }
 }

@@ -12,8 +12,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
+use super::auth::TenantId;
 use super::errors::{json_response, unauthorized};
 use super::lifecycle::Phase;
+use super::openapi::{About, document};
 use super::state::App;
 use super::{cors, generate, live, text};
 use crate::openai::ApiError;
@@ -54,6 +56,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/version", get(version))
         .route("/load", get(load))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
         .route("/live", get(live::events))
         .route("/", get(live::page));
     for path in OTHER_MODELS {
@@ -79,11 +82,17 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let open = matches!(path, "/health" | "/ready");
     let (method, log_path) = (request.method().clone(), path.to_owned());
     let id = client_id(&request).unwrap_or_else(|| app.ids.next());
-    let mut response = if open || app.keys.admit(request.headers()) {
-        request.extensions_mut().insert(RequestId(id.clone()));
-        next.run(request).await
-    } else {
-        unauthorized()
+    let tenant = match app.keys.admit(request.headers()) {
+        None if open => Some(TenantId::default()),
+        tenant => tenant,
+    };
+    let mut response = match tenant {
+        Some(tenant) => {
+            request.extensions_mut().insert(RequestId(id.clone()));
+            request.extensions_mut().insert(tenant);
+            next.run(request).await
+        }
+        None => unauthorized(),
     };
     if let Some(origin) = origin {
         cors::mark(origin, &mut response);
@@ -200,6 +209,16 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         Phase::Ready => health(State(app)).await,
         _ => ApiError::unavailable("the server is shutting down").into_response(),
     }
+}
+
+async fn openapi(State(app): State<Arc<App>>) -> Response {
+    let about = About {
+        names: &app.names.0,
+        limits: app.engine.frontend().limits(),
+        keys: !app.keys.is_open(),
+        tools: app.parsers.tools,
+    };
+    json_response(StatusCode::OK, &document(&about))
 }
 
 async fn version() -> Response {

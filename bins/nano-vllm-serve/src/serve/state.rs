@@ -11,6 +11,7 @@ use super::errors::shutting_down;
 use super::heartbeat::Heartbeat;
 use super::lifecycle::Lifecycle;
 use super::metrics::Metrics;
+use super::traces::Tracer;
 use crate::openai::parts::Parsers;
 use crate::openai::{ApiError, ModelNames};
 
@@ -28,6 +29,8 @@ pub struct App {
     pub keys: ApiKeys,
     /// Ready, draining, stopping.
     pub lifecycle: Arc<Lifecycle>,
+    /// Takes spans, if there is a collector.
+    pub tracer: Option<Tracer>,
     /// Figures for Prometheus.
     pub metrics: Arc<Metrics>,
     /// The engine's progress.

@@ -31,6 +31,8 @@ const LONG: Duration = Duration::from_secs(120);
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    /// Fields of every request's head, each with its line's end.
+    pub headers: String,
 }
 
 impl Server {
@@ -60,7 +62,11 @@ impl Server {
         let address = at
             .parse()
             .unwrap_or_else(|_| panic!("no address in {line:?}"));
-        Self { child, address }
+        Self {
+            child,
+            address,
+            headers: String::new(),
+        }
     }
 
     /// Starts a server whose tokens cost nothing but `step_ms` a step.
@@ -105,7 +111,7 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> Answer {
-        self.raw(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+        self.raw(format!("GET {path} HTTP/1.0\r\n{}\r\n", self.headers).as_bytes())
     }
 
     /// Posts JSON.
@@ -114,7 +120,7 @@ impl Server {
     }
 
     pub fn post_bytes(&self, path: &str, body: &[u8]) -> Answer {
-        self.raw(&request(path, "", body))
+        self.raw(&request(path, &self.headers, body))
     }
 
     /// Posts JSON that must be answered with 200.
@@ -128,7 +134,7 @@ impl Server {
     pub fn stream(&self, path: &str, body: &Value) -> Events {
         let mut stream = self.connect();
         stream
-            .write_all(&request(path, "", body.to_string().as_bytes()))
+            .write_all(&request(path, &self.headers, body.to_string().as_bytes()))
             .unwrap();
         Events::begin(stream)
     }

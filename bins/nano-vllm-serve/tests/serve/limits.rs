@@ -39,6 +39,32 @@ fn a_full_queue_says_so() {
 }
 
 #[test]
+fn a_queue_of_too_many_tokens_says_so() {
+    let flags = ["--max-num-seqs", "1", "--max-num-queued-tokens", "10"];
+    let server = Server::fake(20, &flags);
+    let mut running = server.stream(PATH, &streamed(900));
+    running.next().unwrap();
+    let tokens = |count: usize| {
+        let mut body = endless("", 2);
+        body["prompt"] = json!(vec![7; count]);
+        body
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.post(PATH, &tokens(8)));
+        server.wait_metric("num_requests_waiting", 1.0);
+        let refused = server.post(PATH, &tokens(3));
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        let message = refused.error()["message"].to_string();
+        assert!(message.contains("10 prompt tokens"), "{message}");
+        drop(running);
+        assert_eq!(waiting.join().unwrap().status, 200);
+        // Nothing waits: a long prompt may.
+        assert_eq!(server.post(PATH, &tokens(50)).status, 200);
+    });
+    server.wait_empty();
+}
+
+#[test]
 fn requests_that_take_too_long_are_given_up() {
     let flags = [
         "--max-num-seqs",

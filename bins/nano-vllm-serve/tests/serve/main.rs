@@ -4,6 +4,7 @@
 mod bad_requests;
 mod client;
 mod endpoints;
+mod fairness;
 mod faults;
 mod limits;
 mod shutdown;

@@ -1,0 +1,251 @@
+//! Schemas of what clients send.
+
+use serde_json::{Map, Value, json};
+
+use super::About;
+
+/// `schema`, or null, which counts as absent.
+fn optional(mut schema: Value) -> Value {
+    match &mut schema["type"] {
+        Value::String(kind) => {
+            schema["type"] = json!([kind, "null"]);
+            schema
+        }
+        _ => {
+            let map = schema.as_object_mut().expect("a schema");
+            map.remove("type");
+            json!({"anyOf": [schema, {"type": "null"}]})
+        }
+    }
+}
+
+/// A field that has one value only: what else vLLM takes there is refused by name.
+fn only(values: &[Value]) -> Value {
+    let mut values = values.to_vec();
+    values.push(Value::Null);
+    json!({"enum": values, "description": "Other values are not supported"})
+}
+
+fn number(low: f64, high: f64) -> Value {
+    optional(json!({"type": "number", "minimum": low, "maximum": high}))
+}
+
+fn integer(low: i64, high: u64) -> Value {
+    optional(json!({"type": "integer", "minimum": low, "maximum": high}))
+}
+
+fn flag() -> Value {
+    optional(json!({"type": "boolean"}))
+}
+
+/// The schemas by name.
+pub fn schemas(about: &About<'_>) -> Value {
+    json!({
+        "CompletionRequest": completion(about),
+        "ChatRequest": chat(about),
+        "TokenizeRequest": tokenize(about),
+        "DetokenizeRequest": {
+            "type": "object", "required": ["tokens"],
+            "properties": {"model": model(about), "tokens": tokens(about, 0)},
+        },
+        "Message": message(),
+        "Tool": {
+            "type": "object", "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object", "required": ["name"],
+                    "properties": {"name": {"type": "string"}},
+                },
+            },
+        },
+    })
+}
+
+fn model(about: &About<'_>) -> Value {
+    let mut names: Vec<Value> = about.names.iter().map(|name| json!(name)).collect();
+    names.extend([json!(""), Value::Null]);
+    json!({"enum": names})
+}
+
+fn token(about: &About<'_>) -> Value {
+    json!({"type": "integer", "minimum": 0, "maximum": about.limits.vocab_size - 1})
+}
+
+fn tokens(about: &About<'_>, least: usize) -> Value {
+    json!({"type": "array", "items": token(about), "minItems": least})
+}
+
+/// A prompt's token ids: one more must fit behind them.
+fn prompt_tokens(about: &About<'_>) -> Value {
+    let most = (about.limits.max_model_len - 1).min(about.limits.cache_tokens);
+    let mut tokens = tokens(about, 1);
+    tokens["maxItems"] = json!(most);
+    tokens
+}
+
+/// What `/v1/completions` and `/v1/chat/completions` share.
+fn sampling(about: &About<'_>) -> Map<String, Value> {
+    let limits = about.limits;
+    let u32_max = u64::from(u32::MAX);
+    let positive = |kind: &str| optional(json!({"type": kind, "exclusiveMinimum": 0}));
+    let mut top_p = positive("number");
+    top_p["maximum"] = json!(1);
+    let mut repetition = positive("number");
+    repetition["maximum"] = json!(1e30);
+    let logprobs = match u64::try_from(limits.max_logprobs) {
+        Ok(most) => integer(0, most),
+        Err(_) => integer(-1, limits.vocab_size as u64),
+    };
+    let text = json!({"type": "string", "minLength": 1});
+    let mut fields = json!({
+        "model": model(about),
+        "stream": flag(),
+        "stream_options": optional(json!({
+            "type": "object",
+            "description": "Needs stream = true",
+            "properties": {"include_usage": flag(), "continuous_usage_stats": flag()},
+        })),
+        "n": integer(1, limits.max_num_seqs.min(1024) as u64),
+        "temperature": number(0.0, 2.0),
+        "top_p": top_p,
+        "top_k": integer(-1, i32::MAX as u64),
+        "min_p": number(0.0, 1.0),
+        "repetition_penalty": repetition,
+        "presence_penalty": number(-2.0, 2.0),
+        "frequency_penalty": number(-2.0, 2.0),
+        "max_tokens": integer(1, u32_max),
+        "min_tokens": integer(0, u32_max),
+        "prompt_logprobs": logprobs,
+        "seed": integer(i64::MIN, i64::MAX as u64),
+        "stop": optional(json!({
+            "anyOf": [text, {"type": "array", "items": text, "maxItems": 4}],
+        })),
+        "stop_token_ids": optional(tokens(about, 0)),
+        "allowed_token_ids": optional(tokens(about, 1)),
+        "bad_words": optional(json!({
+            "type": "array", "items": {"type": "string", "pattern": "^[!-~]+$"},
+        })),
+        "logit_bias": optional(json!({
+            "type": "object",
+            "propertyNames": {"pattern": "^(0|[1-9][0-9]?)$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        })),
+        "ignore_eos": flag(),
+        "skip_special_tokens": flag(),
+        "include_stop_str_in_output": flag(),
+        "request_id": optional(json!({"type": "string", "pattern": "^[!-~]{1,128}$"})),
+        "return_token_ids": flag(),
+        "return_tokens_as_token_ids": flag(),
+        "cache_salt": optional(json!({"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"})),
+        "add_special_tokens": flag(),
+        "use_beam_search": only(&[json!(false)]),
+        "length_penalty": only(&[json!(1)]),
+        "best_of": only(&[json!(1)]),
+        "response_format": only(&[json!({"type": "text"})]),
+        "spaces_between_special_tokens": only(&[json!(true)]),
+    });
+    fields["priority"] = match limits.priorities {
+        true => integer(i64::from(i32::MIN), i32::MAX as u64),
+        false => only(&[json!(0)]),
+    };
+    for name in crate::openai::NOT_SUPPORTED {
+        fields[*name] = only(&[]);
+    }
+    match fields {
+        Value::Object(map) => map,
+        _ => unreachable!("an object was written"),
+    }
+}
+
+fn completion(about: &About<'_>) -> Value {
+    let mut fields = sampling(about);
+    let one = json!({"type": "string", "minLength": 1});
+    let ids = prompt_tokens(about);
+    let list =
+        |items: &Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": 1024});
+    fields.insert(
+        "prompt".to_owned(),
+        json!({"anyOf": [one, list(&one), ids, list(&ids)]}),
+    );
+    fields.insert("echo".to_owned(), flag());
+    fields.insert("logprobs".to_owned(), fields["prompt_logprobs"].clone());
+    fields.insert("suffix".to_owned(), only(&[json!("")]));
+    json!({"type": "object", "required": ["prompt"], "properties": fields})
+}
+
+fn chat(about: &About<'_>) -> Value {
+    let mut fields = sampling(about);
+    let mut add = |name: &str, schema: Value| fields.insert(name.to_owned(), schema);
+    let messages = json!({
+        "type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"},
+    });
+    add("messages", messages);
+    add("max_completion_tokens", integer(1, u64::from(u32::MAX)));
+    add("logprobs", flag());
+    let most = u64::try_from(about.limits.max_logprobs).unwrap_or(about.limits.vocab_size as u64);
+    add("top_logprobs", integer(0, most));
+    add("add_generation_prompt", flag());
+    add("continue_final_message", flag());
+    add("chat_template_kwargs", optional(json!({"type": "object"})));
+    add(
+        "documents",
+        optional(json!({"type": "array", "items": {"type": "object"}})),
+    );
+    add("echo", only(&[json!(false)]));
+    add("include_reasoning", only(&[json!(true)]));
+    let choices: &[Value] = match about.tools {
+        true => &[json!("none"), json!("auto")],
+        false => &[json!("none")],
+    };
+    add("tool_choice", only(choices));
+    add("parallel_tool_calls", flag());
+    add(
+        "tools",
+        optional(json!({
+            "type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Tool"},
+        })),
+    );
+    for name in crate::openai::NOT_SUPPORTED_IN_CHATS {
+        add(name, only(&[]));
+    }
+    json!({"type": "object", "required": ["messages"], "properties": fields})
+}
+
+fn message() -> Value {
+    let part = json!({
+        "type": "object", "required": ["type", "text"],
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    });
+    json!({
+        "type": "object", "required": ["role", "content"],
+        "description": "What else a message holds goes to the model's chat template",
+        "properties": {
+            "role": {"type": "string"},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]},
+        },
+    })
+}
+
+fn tokenize(about: &About<'_>) -> Value {
+    let messages = json!({
+        "type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"},
+    });
+    let shared = |name: &str, what: Value| {
+        json!({
+            "type": "object", "required": [name],
+            "properties": {
+                name: what,
+                "model": model(about),
+                "add_special_tokens": flag(),
+                "return_token_strs": flag(),
+            },
+        })
+    };
+    let mut of_text = shared("prompt", json!({"type": "string"}));
+    of_text["properties"]["messages"] = only(&[]);
+    let mut of_chat = shared("messages", messages);
+    of_chat["properties"]["prompt"] = only(&[]);
+    of_chat["properties"]["add_generation_prompt"] = flag();
+    json!({"anyOf": [of_text, of_chat]})
+}

@@ -227,15 +227,17 @@ impl ChatTemplate {
         };
         let mut texts = Vec::with_capacity(parts.len());
         for part in &parts {
-            match (part, part["type"].as_str(), part["text"].as_str()) {
-                (Value::String(text), _, _) => texts.push(text.as_str()),
-                (_, Some("text") | None, Some(text)) => texts.push(text),
-                (_, kind, _) => {
+            let kind = part.get("type").filter(|kind| !kind.is_null());
+            let is_text = kind.is_none_or(|kind| kind == "text");
+            match (part, part["text"].as_str()) {
+                (Value::String(text), _) => texts.push(text.as_str()),
+                (_, Some(text)) if is_text => texts.push(text),
+                _ => {
                     return Err(err(
                         "messages",
                         format_args!(
                             "message {at}: content of type `{}` is not supported, only `text` is",
-                            kind.unwrap_or("unknown")
+                            kind.and_then(Value::as_str).unwrap_or("unknown")
                         ),
                     ));
                 }

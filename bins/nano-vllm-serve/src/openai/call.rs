@@ -5,6 +5,7 @@ use engine::{Frontend, GenerateRequest, Prompt};
 use sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
+use super::fields::read;
 use super::parts::Parsers;
 use super::sampling::take_sampling;
 use super::{ApiError, Fields};
@@ -374,7 +375,7 @@ fn take_prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
 }
 
 fn token_ids(value: Value) -> Result<Prompt, ApiError> {
-    serde_json::from_value(value)
+    read(value)
         .map(Prompt::TokenIds)
         .map_err(|_| ApiError::bad_value("prompt", "prompt holds a list that is not of token ids"))
 }

@@ -35,10 +35,14 @@ impl Fields {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
-        let found = shorten(&value);
-        serde_json::from_value(value).map(Some).map_err(|_| {
-            ApiError::bad_value(name, format!("{name} must be {expected}, found {found}"))
-        })
+        match read(value) {
+            Ok(read) => Ok(Some(read)),
+            Err(value) => {
+                let found = shorten(&value);
+                let message = format!("{name} must be {expected}, found {found}");
+                Err(ApiError::bad_value(name, message))
+            }
+        }
     }
 
     /// Takes a boolean, `default` if absent.
@@ -82,6 +86,33 @@ impl Fields {
     }
 }
 
+/// `value` as a `T`, or `value` itself. Numbers such as 5.0 count as integers where one is needed,
+/// as in JSON Schema and in vLLM.
+pub fn read<T: serde::de::DeserializeOwned>(mut value: Value) -> Result<T, Value> {
+    if let Ok(read) = T::deserialize(&value) {
+        return Ok(read);
+    }
+    to_integers(&mut value);
+    T::deserialize(&value).map_err(|_| value)
+}
+
+/// Beyond this, a float does not tell neighbouring integers apart.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+fn to_integers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let float = number.as_f64().filter(|_| number.is_f64());
+            if let Some(float) = float.filter(|f| f.fract() == 0.0 && f.abs() <= EXACT) {
+                *number = (float as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(to_integers),
+        Value::Object(map) => map.values_mut().for_each(to_integers),
+        _ => {}
+    }
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -121,6 +152,10 @@ mod tests {
         assert_eq!(f.take_as::<f32>("b", "a number").unwrap(), Some(1.0));
         assert_eq!(f.take_as::<f32>("c", "a number").unwrap(), None);
         assert_eq!(f.finish().unwrap_err().message, "unknown field 'zz'");
+        assert_eq!(read::<Vec<u32>>(json!([1, 2.0, -0.0])), Ok(vec![1, 2, 0]));
+        for bad in [json!([1.5]), json!([-1.0]), json!([1e300]), json!(["1"])] {
+            assert!(read::<Vec<u32>>(bad).is_err());
+        }
         assert!(Fields::new(json!([]), "it").is_err());
     }
 

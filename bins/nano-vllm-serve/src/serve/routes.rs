@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -136,13 +136,8 @@ async fn not_found() -> ApiError {
 }
 
 async fn wrong_method() -> Response {
-    let mut response =
-        ApiError::other(405, "MethodNotAllowedError", "Method Not Allowed").into_response();
-    response
-        .headers_mut()
-        .entry(ALLOW)
-        .or_insert(HeaderValue::from_static("GET, POST"));
-    response
+    // axum adds `Allow` with the methods that there are.
+    ApiError::other(405, "MethodNotAllowedError", "Method Not Allowed").into_response()
 }
 
 async fn other_model(request: Request) -> ApiError {

@@ -22,6 +22,9 @@ use crate::openai::{ApiError, Call, TokenNames, echoed};
 /// Bytes after which a batch of chunks is handed on.
 const BATCH: usize = 32 << 10;
 
+/// Bytes of a usual chunk of one token.
+const CHUNK: usize = 384;
+
 /// Server-sent events of one answer. Nothing runs ahead of the reader: news that come while the
 /// socket is full wait in the engine's channel, and what waits there goes out as one chunk a
 /// choice. Dropping the body aborts the request.
@@ -87,45 +90,32 @@ impl Events {
         }
     }
 
-    fn usage(&self, prompt: Option<usize>) -> Usage {
-        let mut usage = Usage::default();
-        for at in 0..self.generation.len() {
-            if prompt.is_none_or(|only| only == at) {
-                let output = self.generation.output(at);
-                usage.prompt_tokens += output.prompt_token_ids.len();
-                if !self.call.score_only {
-                    usage.completion_tokens += completion_tokens(&output.outputs);
-                }
-            }
-        }
-        usage
-    }
-
     /// Writes what is pending.
     fn write(&mut self, buffer: &mut Vec<u8>) {
-        let frontend = self.app.engine.frontend().clone();
+        let (call, generation) = (&self.call, &self.generation);
+        buffer.reserve(self.touched.len() * CHUNK);
         let names = TokenNames {
-            tokenizer: frontend.tokenizer().map(|t| &**t),
-            as_ids: self.call.tokens_as_ids,
+            tokenizer: self.app.engine.frontend().tokenizer().map(|t| &**t),
+            as_ids: call.tokens_as_ids,
         };
-        let options = self.call.stream.unwrap_or_default();
-        let n = self.call.params.n as usize;
-        for choice in std::mem::take(&mut self.touched) {
+        let options = call.stream.unwrap_or_default();
+        let n = call.params.n as usize;
+        for choice in self.touched.drain(..) {
             let Some(delta) = self.pending[choice].take() else {
                 continue;
             };
             let usage = options
                 .continuous_usage_stats
-                .then(|| self.usage(Some(choice / n)));
+                .then(|| usage(call, generation, Some(choice / n)));
             let from = Source {
-                call: &self.call,
+                call,
                 names: &names,
-                output: self.generation.output(choice / n),
+                output: generation.output(choice / n),
                 usage,
             };
             if !std::mem::replace(&mut self.begun[choice], true) {
-                let echo = match self.call.echo {
-                    true => echo_of(&self.call, choice / n, from.output, &names),
+                let echo = match call.echo {
+                    true => echo_of(call, choice / n, from.output, &names),
                     false => String::new(),
                 };
                 self.frames.first(buffer, from, choice, &echo);
@@ -138,11 +128,27 @@ impl Events {
         if let Some(error) = error {
             frame::error(buffer, error);
         } else if self.call.stream.unwrap_or_default().include_usage {
-            self.frames.usage(buffer, self.usage(None));
+            let usage = usage(&self.call, &self.generation, None);
+            self.frames.usage(buffer, usage);
         }
         buffer.extend_from_slice(frame::DONE);
         self.ended = true;
     }
+}
+
+/// Tokens of one prompt and its choices, or of all.
+fn usage(call: &Call, generation: &Generation, prompt: Option<usize>) -> Usage {
+    let mut usage = Usage::default();
+    for at in 0..generation.len() {
+        if prompt.is_none_or(|only| only == at) {
+            let output = generation.output(at);
+            usage.prompt_tokens += output.prompt_token_ids.len();
+            if !call.score_only {
+                usage.completion_tokens += completion_tokens(&output.outputs);
+            }
+        }
+    }
+    usage
 }
 
 /// The text of one of several prompts.

@@ -9,3 +9,4 @@ mod faults;
 mod limits;
 mod shutdown;
 mod streams;
+mod traces;

@@ -98,6 +98,10 @@ fn impossible_messages_are_refused_by_place() {
             "message 1: content of type `image_url`",
         ),
         (
+            json!([{"role": "user", "content": [{"type": {}, "text": "x"}]}]),
+            "message 0: content of type `unknown`",
+        ),
+        (
             json!([{"role": "assistant", "content": null,
                     "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
             "message 0: arguments of a tool call are not JSON",

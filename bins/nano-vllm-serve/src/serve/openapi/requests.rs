@@ -137,7 +137,9 @@ fn sampling(about: &About<'_>) -> Map<String, Value> {
         "request_id": optional(json!({"type": "string", "pattern": "^[!-~]{1,128}$"})),
         "return_token_ids": flag(),
         "return_tokens_as_token_ids": flag(),
-        "cache_salt": optional(json!({"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"})),
+        "cache_salt": optional(json!({
+            "type": "string", "maxLength": 128, "pattern": r"^[^@/\\\x00]+$",
+        })),
         "add_special_tokens": flag(),
         "use_beam_search": only(&[json!(false)]),
         "length_penalty": only(&[json!(1)]),
@@ -213,10 +215,11 @@ fn chat(about: &About<'_>) -> Value {
 }
 
 fn message() -> Value {
-    let part = json!({
-        "type": "object", "required": ["type", "text"],
-        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    let text = json!({
+        "type": "object", "required": ["text"],
+        "properties": {"type": {"enum": ["text", null]}, "text": {"type": "string"}},
     });
+    let part = json!({"anyOf": [{"type": "string"}, text]});
     json!({
         "type": "object", "required": ["role", "content"],
         "description": "What else a message holds goes to the model's chat template",

@@ -317,7 +317,7 @@ impl EngineConfig {
         Err(ConfigError::new(
             "tensor_parallel_size",
             format!(
-                "tensor_parallel_size {tp} times pipeline_parallel_size {pp} must be the number of \
+                "{tp} times pipeline_parallel_size {pp} must be the number of \
                  processes, but the launcher started {processes} processes (WORLD_SIZE); use {}",
                 fits.join(" or ")
             ),

@@ -8,4 +8,5 @@ mod files;
 mod good_lines;
 mod good_lines_checks;
 mod ranks;
+mod stages;
 mod start_up;

@@ -1,8 +1,10 @@
 //! One model on several ranks: threads, processes, processes under torchrun; and processes that
 //! are lost.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,11 +13,11 @@ use serde_json::{Value, json};
 use crate::common::{SMALL, Scratch, program, run};
 
 /// What a lost rank may cost, and what starting and ending cost beside it on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(4);
-const SLACK: Duration = Duration::from_secs(8);
+pub const TIMEOUT: Duration = Duration::from_secs(8);
+pub const SLACK: Duration = Duration::from_secs(40);
 
 /// Questions, one with two answers, one with log-probabilities, one drawn at random.
-fn questions(dir: &Scratch) -> String {
+pub fn questions(dir: &Scratch) -> String {
     let body = |more: Value| {
         let mut body = json!({"messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
         let fields = more.as_object().unwrap().clone();
@@ -38,7 +40,7 @@ fn questions(dir: &Scratch) -> String {
 }
 
 /// The texts of all answers, by line.
-fn texts(output: &str) -> Vec<(String, Vec<String>)> {
+pub fn texts(output: &str) -> Vec<(String, Vec<String>)> {
     let mut answers: Vec<_> = output
         .lines()
         .map(|line| {
@@ -62,18 +64,25 @@ fn free_port() -> u16 {
 }
 
 /// Processes that are ranks, as a launcher without a store would start them.
-struct Ranks(Vec<Child>);
+pub struct Ranks(Vec<Child>);
 
 impl Ranks {
-    fn start(count: usize, args: &[&str], own: impl Fn(usize) -> Vec<&'static str>) -> Self {
+    pub fn start(count: usize, args: &[&str], own: impl Fn(usize) -> Vec<&'static str>) -> Self {
+        let ranks = count.to_string();
+        Self::start_as(count, &[args, &["--tp", &ranks]].concat(), own)
+    }
+
+    /// As [`Ranks::start`], without saying what they divide.
+    pub fn start_as(count: usize, args: &[&str], own: impl Fn(usize) -> Vec<&'static str>) -> Self {
         let (port, ranks) = (free_port().to_string(), count.to_string());
         let timeout = TIMEOUT.as_secs().to_string();
         let start = |rank: usize| {
             let mut command = program(args);
             command
                 .args(SMALL)
-                .args(["--tp", &ranks, "--distributed-timeout", &timeout])
+                .args(["--distributed-timeout", &timeout])
                 .args(own(rank))
+                .env("RUST_LOG", "engine=info")
                 .env("RANK", rank.to_string())
                 .env("WORLD_SIZE", &ranks)
                 .env("MASTER_ADDR", "127.0.0.1")
@@ -84,21 +93,46 @@ impl Ranks {
         Self((0..count).map(start).collect())
     }
 
-    fn signal(&self, rank: usize, signal: &str) {
+    pub fn signal(&self, rank: usize, signal: &str) {
         let pid = self.0[rank].id().to_string();
         let done = Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(done.success());
     }
 
+    /// Waits until all ranks have what they need to take steps, and rank 0 is about to plan some.
+    pub fn wait_ready(&mut self) {
+        let (sender, receiver) = channel();
+        let mut stderr = self.0[0].stderr.take().unwrap();
+        thread::spawn(move || {
+            let (mut said, mut byte) = (Vec::new(), [0]);
+            while !said.ends_with(b"KV cache of") && stderr.read(&mut byte).is_ok_and(|n| n == 1) {
+                said.extend(byte);
+            }
+            let _ = sender.send((stderr, said));
+        });
+        let (stderr, said) = receiver
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the ranks get ready");
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("KV cache of"), "rank 0 ended: {said}");
+        self.0[0].stderr = Some(stderr);
+        // It plans; where in its work it is met is left to chance.
+        thread::sleep(Duration::from_millis(400));
+    }
+
+    /// The process of a rank.
+    pub fn id(&self, rank: usize) -> u32 {
+        self.0[rank].id()
+    }
+
     /// What all of them but `lost` said at their end, which must come within `time`.
-    fn ends(mut self, lost: Option<usize>, time: Duration) -> Vec<(usize, Output)> {
+    pub fn ends(mut self, lost: Option<usize>, time: Duration) -> Vec<(usize, Output)> {
         let deadline = Instant::now() + time;
         let mut outputs = Vec::new();
         // A rank that was stopped stays so until the others have ended.
-        let lost = lost.map(|rank| (rank, self.0.remove(rank)));
-        let gone = lost.as_ref().map(|(rank, _)| *rank);
+        let _lost = lost.map(|rank| Self(vec![self.0.remove(rank)]));
         for (at, mut child) in self.0.drain(..).enumerate() {
-            let rank = at + usize::from(gone.is_some_and(|gone| at >= gone));
+            let rank = at + usize::from(lost.is_some_and(|lost| at >= lost));
             while child.try_wait().unwrap().is_none() {
                 if Instant::now() > deadline {
                     let _ = child.kill();
@@ -109,10 +143,6 @@ impl Ranks {
                 thread::sleep(Duration::from_millis(20));
             }
             outputs.push((rank, child.wait_with_output().unwrap()));
-        }
-        if let Some((_, mut child)) = lost {
-            let _ = child.kill();
-            let _ = child.wait();
         }
         outputs
     }
@@ -168,22 +198,34 @@ fn torchrun_starts_ranks() {
     let input = questions(&dir);
     let args = ["run-batch", "-i", &input, "-o", "-"];
     let alone = texts(&run(&[&args, &SMALL[..]].concat(), b"").stdout);
-    let under = |more: &[&str]| {
+    let under = |processes: usize, more: &[&str]| {
         Command::new(&torchrun)
-            .args(["--standalone", "--nproc-per-node=2", "--no-python"])
+            .args(["--standalone", "--no-python"])
+            .arg(format!("--nproc-per-node={processes}"))
             .arg(env!("CARGO_BIN_EXE_nano-vllm-serve"))
             .args([&args, &SMALL[..], more].concat())
             .output()
             .unwrap()
     };
-    let output = under(&["--tp", "2"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(texts(&String::from_utf8(output.stdout).unwrap()), alone);
+    for (processes, division) in [
+        (2, &["--tp", "2"][..]),
+        (2, &["--pp", "2"]),
+        (
+            4,
+            &["--tp", "2", "--pp", "2", "--pp-layer-partition", "5,3"],
+        ),
+    ] {
+        let start = Instant::now();
+        let output = under(processes, division);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(texts(&String::from_utf8(output.stdout).unwrap()), alone);
+        println!("torchrun, {division:?}: {:?}", start.elapsed());
+    }
     // Rank 0's failure is the launcher's, and so is a wrong number of ranks.
-    let output = under(&["--tp", "2", "--max-model-len", "1000000"]);
+    let output = under(2, &["--tp", "2", "--max-model-len", "1000000"]);
     assert!(!output.status.success());
-    let output = under(&["--tp", "4"]);
+    let output = under(2, &["--tp", "4"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         !output.status.success() && said.contains("started 2 processes"),
@@ -192,7 +234,7 @@ fn torchrun_starts_ranks() {
 }
 
 /// Work that takes long: nothing but prompts, or nothing but decoding.
-const PREFILL: [&str; 8] = [
+pub const PREFILL: [&str; 8] = [
     "bench",
     "throughput",
     "--num-prompts",
@@ -202,7 +244,7 @@ const PREFILL: [&str; 8] = [
     "--random-output-len",
     "1",
 ];
-const DECODE: [&str; 8] = [
+pub const DECODE: [&str; 8] = [
     "bench",
     "throughput",
     "--num-prompts",
@@ -213,15 +255,17 @@ const DECODE: [&str; 8] = [
     "900",
 ];
 
-/// Ends rank `lost` of two by `signal` after `delay`, and expects all to say so.
-fn lose(work: &[&str], lost: usize, signal: &str, delay: Duration, says: &[&str]) {
-    let ranks = Ranks::start(2, work, |_| vec![]);
-    thread::sleep(delay);
+/// Ends rank `lost` of two by `signal`, at work or at once, and expects all to say so.
+fn lose(work: &[&str], lost: usize, signal: &str, at_work: bool, says: &[&str]) {
+    let mut ranks = Ranks::start(2, work, |_| vec![]);
+    if at_work {
+        ranks.wait_ready();
+    }
     ranks.signal(lost, signal);
     let start = Instant::now();
     let ends = ranks.ends(Some(lost), TIMEOUT + SLACK);
     println!(
-        "{} {signal} of rank {lost} after {delay:?}: all ended after {:?}",
+        "{} tokens, {signal} of rank {lost}, at work: {at_work}: all ended after {:?}",
         work[5],
         start.elapsed()
     );
@@ -243,7 +287,7 @@ fn a_rank_that_is_killed_ends_the_others() {
     let closed = ["connection closed"];
     for work in [PREFILL, DECODE] {
         for lost in [0, 1] {
-            lose(&work, lost, "-KILL", Duration::from_secs(3), &closed);
+            lose(&work, lost, "-KILL", true, &closed);
         }
     }
 }
@@ -253,7 +297,7 @@ fn a_rank_that_stops_ends_the_others() {
     let silent = ["sent nothing for"];
     for work in [PREFILL, DECODE] {
         for lost in [0, 1] {
-            lose(&work, lost, "-STOP", Duration::from_secs(3), &silent);
+            lose(&work, lost, "-STOP", true, &silent);
         }
     }
 }
@@ -268,7 +312,7 @@ fn a_rank_that_never_comes_ends_the_others() {
     ];
     for lost in [0, 1] {
         for signal in ["-KILL", "-STOP"] {
-            lose(&DECODE, lost, signal, Duration::ZERO, &absent);
+            lose(&DECODE, lost, signal, false, &absent);
         }
     }
 }

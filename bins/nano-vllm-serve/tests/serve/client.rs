@@ -27,6 +27,26 @@ const SMALL: [&str; 12] = [
 /// Nothing here takes this long, unless it never ends.
 const LONG: Duration = Duration::from_secs(120);
 
+/// The program that [`Server::start`] starts.
+pub fn command(flags: &[&str]) -> Command {
+    let seqs: &[&str] = match flags.contains(&"--max-num-seqs") {
+        true => &[],
+        false => &["--max-num-seqs", "16"],
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nano-vllm-serve"));
+    command
+        .arg("serve")
+        .args(SMALL)
+        .args(seqs)
+        .args(flags)
+        .env("RUST_BACKTRACE", "1")
+        .env("RUST_LOG", "warn")
+        .env_remove("VLLM_API_KEY")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
+}
+
 /// A server; it ends with this value.
 pub struct Server {
     child: Child,
@@ -38,22 +58,12 @@ pub struct Server {
 impl Server {
     /// Starts the demo model with 16 places, and waits until it serves.
     pub fn start(flags: &[&str]) -> Self {
-        let seqs: &[&str] = match flags.contains(&"--max-num-seqs") {
-            true => &[],
-            false => &["--max-num-seqs", "16"],
-        };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_nano-vllm-serve"))
-            .arg("serve")
-            .args(SMALL)
-            .args(seqs)
-            .args(flags)
-            .env("RUST_BACKTRACE", "1")
-            .env("RUST_LOG", "warn")
-            .env_remove("VLLM_API_KEY")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::begin(command(flags))
+    }
+
+    /// Starts what [`command`] made, and waits until it serves.
+    pub fn begin(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap())
             .read_line(&mut line)

@@ -7,6 +7,7 @@ mod endpoints;
 mod fairness;
 mod faults;
 mod limits;
+mod ranks;
 mod shutdown;
 mod streams;
 mod traces;

@@ -54,7 +54,7 @@ impl Collective for Pretend {
     }
 }
 
-fn share(name: &str, rank: usize, size: usize) -> Result<Model, tp_model::ModelError> {
+pub fn share(name: &str, rank: usize, size: usize) -> Result<Model, tp_model::ModelError> {
     Model::load_shard(&fixture(name), &options(), Box::new(Pretend(rank, size)))
 }
 

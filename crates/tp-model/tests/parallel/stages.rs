@@ -9,7 +9,7 @@ use tp_model::comm::{Health, Threads};
 use tp_model::{Backend, LoadOptions, Model, ModelConfig, ParallelConfig};
 
 use super::exchange::{TIMEOUT, on_worlds};
-use super::shares::{fixture, options};
+use super::shares::{fixture, options, share};
 
 fn grid(tp: usize, pp: usize) -> ParallelConfig {
     ParallelConfig {
@@ -90,17 +90,18 @@ fn stages_change_no_bit() {
             let expected = whole.forward_logits(&tokens, chunk).unwrap();
             for stages in 2..=config.num_layers.min(3) {
                 let got = logits(&name, &grid(1, stages), &tokens, chunk, backend);
-                assert!(got.equal(&expected), "{name}, {stages} stages, {backend:?}");
+                // libtorch's own kernels promise nothing to the bit.
+                let same = match backend {
+                    Backend::Cpu => got.equal(&expected),
+                    _ => got.allclose(&expected, 1e-5, 1e-6, false),
+                };
+                assert!(same, "{name}, {stages} stages, {backend:?}");
                 checked += 1;
             }
         }
         // Stages of several ranks are as good as one stage of so many.
-        let Ok(expected) =
-            std::panic::catch_unwind(|| logits(&name, &grid(2, 1), &tokens, 9, Backend::Cpu))
-        else {
-            continue;
-        };
-        if config.num_layers > 1 {
+        if config.num_layers > 1 && share(&name, 0, 2).is_ok() {
+            let expected = logits(&name, &grid(2, 1), &tokens, 9, Backend::Cpu);
             let got = logits(&name, &grid(2, 2), &tokens, 9, Backend::Cpu);
             assert!(got.equal(&expected), "{name}, 2 x 2");
         }
@@ -114,13 +115,9 @@ fn a_stage_holds_its_layers_alone() {
         let whole = Model::load(&fixture(name), &options()).unwrap();
         let config = whole.config().clone();
         let layers = config.num_layers;
-        let table = {
-            // A stage of no layer would be the vocabulary alone: what two stages hold twice or
-            // once follows from three sums.
-            let parts = on_ranks(name, &options(), &grid(1, 2), |m| m.weight_bytes());
-            parts.iter().sum::<usize>() - whole.weight_bytes()
-        };
-        // Tied embeddings are on the first stage and on the last.
+        let even = on_ranks(name, &options(), &grid(1, 2), |m| m.weight_bytes());
+        // What is there twice: a tied embedding, on the first stage and on the last.
+        let table = even.iter().sum::<usize>() - whole.weight_bytes();
         assert_eq!(table > 0, config.tie_word_embeddings, "{name}");
         let partition = ParallelConfig {
             pp_layer_partition: Some(vec![1, layers - 1]),

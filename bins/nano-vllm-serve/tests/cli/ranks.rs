@@ -105,7 +105,7 @@ impl Ranks {
         let mut stderr = self.0[0].stderr.take().unwrap();
         thread::spawn(move || {
             let (mut said, mut byte) = (Vec::new(), [0]);
-            while !said.ends_with(b"KV cache of") && stderr.read(&mut byte).is_ok_and(|n| n == 1) {
+            while !said.ends_with(b"memory of rank") && stderr.read(&mut byte).is_ok_and(|n| n == 1) {
                 said.extend(byte);
             }
             let _ = sender.send((stderr, said));
@@ -114,7 +114,7 @@ impl Ranks {
             .recv_timeout(Duration::from_secs(60))
             .expect("the ranks get ready");
         let said = String::from_utf8_lossy(&said).into_owned();
-        assert!(said.contains("KV cache of"), "rank 0 ended: {said}");
+        assert!(said.contains("memory of rank"), "rank 0 ended: {said}");
         self.0[0].stderr = Some(stderr);
         // It plans; where in its work it is met is left to chance.
         thread::sleep(Duration::from_millis(400));

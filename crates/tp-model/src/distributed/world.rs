@@ -221,7 +221,7 @@ impl World {
     }
 
     /// Tells rank 0 that this rank has loaded the model and has `bytes` for its cache. Any rank but
-    /// rank 0 calls this, between [`World::agree`] and [`follow`](super::follow).
+    /// rank 0 calls this, between [`World::agree`] and [`follow`](fn@super::follow).
     pub fn loaded(&self, bytes: u64) -> Result<(), CommError> {
         self.tell(&self.control(), Tag::Loaded, &bytes.to_le_bytes())
     }

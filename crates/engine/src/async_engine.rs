@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 
 use batch_scheduler::{Event, FinishReason, Request, RequestId, Stats};
-use tokio::sync::{mpsc as events, oneshot};
+use tokio::sync::{mpsc as events, oneshot, watch};
 use tp_model::SeqParams;
 
 use crate::core::{CoreEvent, EngineCore, KvSnapshot, Runner};
@@ -20,6 +20,7 @@ use crate::error::RequestError;
 use crate::frontend::{Frontend, Prepared};
 use crate::queue::{Place, Queue, QueueLimits};
 use crate::request::GenerateRequest;
+use crate::step_log::StepRecord;
 use crate::stream::TokenStream;
 
 pub(crate) type Delivery = Result<CoreEvent, RequestError>;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     },
     Stats(oneshot::Sender<Stats>),
     KvSnapshot(oneshot::Sender<KvSnapshot>),
+    Look(oneshot::Sender<Look>),
     Shutdown {
         drain: bool,
         done: oneshot::Sender<()>,
@@ -48,6 +50,17 @@ pub(crate) enum Command {
 /// Is told on the core's thread of the figures after each step, and when work comes to an idle
 /// engine; the flag says whether work is left. It must be quick: no step begins meanwhile.
 pub type StepObserver = Box<dyn FnMut(&Stats, bool) + Send>;
+
+/// An engine at one moment.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Figures.
+    pub stats: Stats,
+    /// The block map and who holds what.
+    pub kv: KvSnapshot,
+    /// The last steps, oldest first; see [`EngineCore::recent_steps`].
+    pub steps: Vec<StepRecord>,
+}
 
 /// How an [`AsyncEngine`] runs.
 #[derive(Default)]
@@ -67,6 +80,8 @@ pub struct AsyncEngine {
     queue: Arc<Queue>,
     /// Why the engine stopped, once it has.
     cause: Arc<OnceLock<String>>,
+    /// Closes with the thread.
+    thread: watch::Receiver<()>,
 }
 
 impl AsyncEngine {
@@ -92,6 +107,7 @@ impl AsyncEngine {
         let (commands, receiver) = mpsc::channel();
         let cause = Arc::new(OnceLock::new());
         let queue = Queue::new(options.queue);
+        let (alive, ended) = watch::channel(());
         let thread = CoreThread {
             core,
             observer: options.observer,
@@ -102,12 +118,19 @@ impl AsyncEngine {
         };
         std::thread::Builder::new()
             .name("engine-core".to_string())
-            .spawn(move || thread.run(&receiver))?;
+            .spawn(move || {
+                let _ending = Ending {
+                    cause: thread.cause.clone(),
+                    _alive: alive,
+                };
+                thread.run(&receiver);
+            })?;
         Ok(AsyncEngine {
             commands,
             frontend,
             queue,
             cause,
+            thread: ended,
         })
     }
 
@@ -133,7 +156,7 @@ impl AsyncEngine {
             events: sender,
             place,
         };
-        self.commands.send(add).map_err(|_| self.stopped())?;
+        self.commands.send(add).map_err(|_| self.dead())?;
         Ok(TokenStream::new(
             id,
             state,
@@ -153,6 +176,11 @@ impl AsyncEngine {
         self.ask(Command::KvSnapshot).await
     }
 
+    /// Everything that a live view shows, as of one moment between two steps.
+    pub async fn look(&self) -> Result<Look, RequestError> {
+        self.ask(Command::Look).await
+    }
+
     /// Stops the engine: no new requests from now on. With `drain` the open ones run to their end,
     /// otherwise they end as aborted. Returns when the thread has nothing left to do.
     pub async fn shutdown(&self, drain: bool) {
@@ -165,6 +193,13 @@ impl AsyncEngine {
         self.cause.get().map(String::as_str)
     }
 
+    /// Waits until the engine has stopped, and says why.
+    pub async fn stopped(&self) -> String {
+        // Nothing is ever sent: this ends when the thread does.
+        while self.thread.clone().changed().await.is_ok() {}
+        self.stop_cause().unwrap_or(PANICKED).to_owned()
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
@@ -172,19 +207,34 @@ impl AsyncEngine {
         let (sender, receiver) = oneshot::channel();
         self.commands
             .send(command(sender))
-            .map_err(|_| self.stopped())?;
-        receiver.await.map_err(|_| self.stopped())
+            .map_err(|_| self.dead())?;
+        receiver.await.map_err(|_| self.dead())
     }
 
-    fn stopped(&self) -> RequestError {
+    fn dead(&self) -> RequestError {
         stopped(&self.cause)
+    }
+}
+
+/// Why a thread is gone that left no cause.
+const PANICKED: &str = "its thread panicked";
+
+/// Lives as long as the thread, also through a panic.
+struct Ending {
+    cause: Arc<OnceLock<String>>,
+    /// Closes the channel.
+    _alive: watch::Sender<()>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.cause.set(PANICKED.to_owned());
     }
 }
 
 /// The error for a thread that is gone.
 pub(crate) fn stopped(cause: &OnceLock<String>) -> RequestError {
-    // A thread that ended without leaving a cause has panicked.
-    let cause = cause.get().map_or("its thread panicked", String::as_str);
+    let cause = cause.get().map_or(PANICKED, String::as_str);
     RequestError::EngineDead(cause.to_string())
 }
 
@@ -276,6 +326,11 @@ impl<R: Runner> CoreThread<R> {
             // Whoever asked may have gone meanwhile.
             Command::Stats(reply) => drop(reply.send(self.core.stats())),
             Command::KvSnapshot(reply) => drop(reply.send(self.core.kv_snapshot())),
+            Command::Look(reply) => drop(reply.send(Look {
+                stats: self.core.stats(),
+                kv: self.core.kv_snapshot(),
+                steps: self.core.recent_steps(),
+            })),
             Command::Shutdown { drain, done } => {
                 self.leaving.push(done);
                 let open: Vec<RequestId> = self.routes.keys().copied().collect();

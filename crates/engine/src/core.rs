@@ -17,7 +17,8 @@ use paged_kv::{BlockManager, BlockState};
 use sampler::TokenLogprobs;
 use tp_model::SeqParams;
 
-use crate::report::{StepReport, Tracer};
+use crate::report::{SeqId, StepReport, Tracer};
+use crate::step_log::{StepLog, StepRecord, StepRow};
 
 /// What the engine needs of a model: [`tp_model::Runner`], or a fake one in tests.
 pub trait Runner: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs> {}
@@ -88,6 +89,7 @@ pub struct EngineCore<R: Runner> {
     /// Requests that no step has touched yet.
     unscheduled: Vec<(RequestId, Arc<SeqParams>)>,
     tracer: Option<Tracer>,
+    log: StepLog,
     scratch: Vec<Event<TokenLogprobs>>,
     /// Steps since memory ran out or the token budget was raised.
     calm_steps: u32,
@@ -103,6 +105,7 @@ impl<R: Runner> EngineCore<R> {
             tickets: VecDeque::new(),
             unscheduled: Vec::new(),
             tracer: None,
+            log: StepLog::default(),
             scratch: Vec::new(),
             calm_steps: 0,
             dead: None,
@@ -173,6 +176,7 @@ impl<R: Runner> EngineCore<R> {
             if let Some(tracer) = &mut self.tracer {
                 tracer.planned(&plan, &self.scheduler.snapshot());
             }
+            self.record(&plan);
             let (step, tokens) = (plan.step, plan.rows.iter().map(|r| r.len as usize).sum());
             match self.runner.launch(plan) {
                 Ok(ticket) => self.tickets.push_back(ticket),
@@ -240,6 +244,21 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
+    fn record(&mut self, plan: &StepPlan<Arc<SeqParams>>) {
+        if !self.log.is_on() {
+            return;
+        }
+        let rows = plan.rows.iter().filter_map(|row| {
+            let (request, index, num_prompt) = self.scheduler.occupant(row.slot)?;
+            Some(StepRow {
+                seq: SeqId { request, index },
+                len: row.len,
+                decode: row.start >= num_prompt && row.len == 1 + row.drafts.len() as u32,
+            })
+        });
+        self.log.push(plan.step, rows);
+    }
+
     fn note_admissions(&mut self, plan: &StepPlan<Arc<SeqParams>>, events: &mut Vec<CoreEvent>) {
         if plan.admitted.is_empty() || self.unscheduled.is_empty() {
             return;
@@ -297,6 +316,12 @@ impl<R: Runner> EngineCore<R> {
                 .collect(),
             sequences: self.scheduler.snapshot(),
         }
+    }
+
+    /// The last steps, oldest first. Steps are recorded from the first look on, and until a few
+    /// thousand steps after the last.
+    pub fn recent_steps(&mut self) -> Vec<StepRecord> {
+        self.log.look()
     }
 
     /// The scheduler, to look at.

@@ -46,12 +46,13 @@ mod ranks;
 mod report;
 mod request;
 mod state;
-pub mod stop;
+pub mod step_log;
+mod stop;
 mod stream;
 pub mod tokenizer;
 
 pub use crate::core::{CoreEvent, EngineCore, EngineDead, KvSnapshot, Runner};
-pub use async_engine::{AsyncEngine, AsyncOptions, StepObserver};
+pub use async_engine::{AsyncEngine, AsyncOptions, Look, StepObserver};
 pub use builder::{BuildError, Progress};
 pub use config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy};
 pub use engine::{Engine, EngineStep};
@@ -64,6 +65,7 @@ pub use queue::QueueLimits;
 pub use ranks::follow;
 pub use report::{AdmissionReport, RowReport, SeqId, StepReport};
 pub use request::{GenerateRequest, Prompt};
+pub use step_log::{StepRecord, StepRow};
 pub use stream::TokenStream;
 
 pub use batch_scheduler::{RequestId, Stats};

@@ -6,7 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use common::*;
-use engine::{AsyncEngine, FinishReason, OutputDelta, RequestError, SamplingParams, StopReason};
+use engine::{
+    AsyncEngine, FinishReason, OutputDelta, RequestError, SamplingParams, StepRecord, StopReason,
+};
 use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {
@@ -241,6 +243,10 @@ fn death_ends_every_open_stream_with_its_cause() {
             };
             assert_eq!(late.to_string(), expected);
             assert!(engine.stats().await.is_err());
+            // Says so to whoever waits for it, also after a panic.
+            let cause = engine.stopped().await;
+            assert!(expected.ends_with(&cause), "{cause}");
+            assert_eq!(engine.stop_cause(), Some(cause.as_str()));
             engine.shutdown(true).await;
         });
     }
@@ -294,7 +300,26 @@ fn snapshots_show_shared_prefix_blocks() {
             }
             assert!(Instant::now() < deadline, "no shared blocks: {snapshot:?}");
         }
-        drop((first, second, permits));
+        // Steps are told from the first look on: the third prefills, the others decode.
+        assert!(
+            answer(&permits, engine.look())
+                .await
+                .unwrap()
+                .steps
+                .is_empty()
+        );
+        let third = engine.generate(request("other", greedy(100))).unwrap();
+        loop {
+            let look = answer(&permits, engine.look()).await.unwrap();
+            let prefills = |step: &&StepRecord| step.rows.iter().any(|row| !row.decode);
+            if let Some(step) = look.steps.iter().find(prefills) {
+                let rows: Vec<_> = step.rows.iter().map(|r| (r.len, r.decode)).collect();
+                assert_eq!(rows, [(1, true), (1, true), (5, false)], "{:?}", look.steps);
+                break;
+            }
+            assert!(Instant::now() < deadline, "nobody prefills: {look:?}");
+        }
+        drop((first, second, third, permits));
         wait_until_empty(&engine).await;
     });
 }

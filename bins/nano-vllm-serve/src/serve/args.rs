@@ -150,6 +150,9 @@ pub struct ServerArgs {
     /// With --fake-runner: milliseconds that a step takes.
     #[arg(long, hide = true, default_value = "0", value_parser = parse_millis)]
     pub fake_step_ms: Duration,
+    /// With --fake-runner: panic in this step, to test what clients see of it.
+    #[arg(long, hide = true, requires = "fake_runner")]
+    pub fake_runner_panic_at_step: Option<u64>,
 }
 
 impl ServerArgs {

@@ -10,6 +10,8 @@ use engine::{AsyncEngine, AsyncOptions, Engine, EngineCore, TokenLogprobs};
 use paged_kv::{BlockManager, BlockSize, Config};
 use tp_model::SeqParams;
 
+use super::args::ServerArgs;
+
 /// Blocks of the cache that nothing is stored in: 4 million tokens.
 const BLOCKS: usize = 1 << 18;
 const BLOCK_SIZE: u32 = 16;
@@ -18,6 +20,7 @@ const BLOCK_SIZE: u32 = 16;
 struct FakeRunner {
     vocab_size: u32,
     step_time: Duration,
+    panic_at: Option<u64>,
 }
 
 impl ModelRunner for FakeRunner {
@@ -30,6 +33,7 @@ impl ModelRunner for FakeRunner {
         if !self.step_time.is_zero() {
             std::thread::sleep(self.step_time);
         }
+        assert_ne!(Some(plan.step), self.panic_at, "as asked for");
         let sample = |slot: u32| {
             // From the middle of the vocabulary: no special token.
             let token = self.vocab_size / 2 + (slot + plan.step as u32) % (self.vocab_size / 4);
@@ -55,7 +59,7 @@ impl ModelRunner for FakeRunner {
 /// that are asked for do not come.
 pub fn start<R: engine::Runner>(
     engine: Engine<R>,
-    step_time: Duration,
+    server: &ServerArgs,
     policy: Box<dyn SchedulingPolicy>,
     options: AsyncOptions,
 ) -> anyhow::Result<AsyncEngine> {
@@ -66,7 +70,8 @@ pub fn start<R: engine::Runner>(
     let scheduler = Scheduler::with_policy(config, BlockManager::new(kv)?, policy)?;
     let runner = FakeRunner {
         vocab_size: u32::try_from(frontend.limits().vocab_size)?,
-        step_time,
+        step_time: server.fake_step_ms,
+        panic_at: server.fake_runner_panic_at_step,
     };
     let core = EngineCore::new(scheduler, runner);
     Ok(AsyncEngine::start_with(core, frontend, options)?)

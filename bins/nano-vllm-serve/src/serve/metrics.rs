@@ -347,11 +347,6 @@ impl Metrics {
         *seen = *stats;
     }
 
-    /// The engine's figures at the last step.
-    pub fn last_stats(&self) -> Stats {
-        self.seen.lock().map_or_else(|_| nothing(), |seen| *seen)
-    }
-
     /// A request has ended.
     pub fn on_end(&self, reason: FinishReason) {
         self.success

@@ -99,6 +99,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
             tracer,
             metrics,
             heartbeat,
+            last_look: live::LastLook::default(),
             created: now(),
             ids: Ids::new(),
         });
@@ -167,10 +168,7 @@ fn start_engine(args: &ServeArgs, keys: &ApiKeys) -> anyhow::Result<Parts> {
         observer: Some(observer),
     };
     let engine = match args.server.fake_runner {
-        true => {
-            let step_time = args.server.fake_step_ms;
-            fake::start(engine, step_time, engine_config.policy(), options)?
-        }
+        true => fake::start(engine, &args.server, engine_config.policy(), options)?,
         false => {
             let (core, frontend) = engine.into_parts();
             AsyncEngine::start_with(core, frontend, options)
@@ -202,18 +200,28 @@ async fn serve(
     };
     let most = connections.available_permits();
     let accepting = tokio::spawn(server.accept(listener));
-    say(format_args!(
-        "{} is served at {scheme}://{address}",
-        app.names.0.join(", ")
-    ))?;
+    let name = app.names.0.join(", ");
+    // As with the log: standard output on a full disk is no reason not to serve.
+    if let Err(error) = say(format_args!("{name} is served at {scheme}://{address}")) {
+        tracing::warn!("{error:#}");
+    }
     tracing::info!(%address, "ready");
 
-    signals.end(tls.as_deref()).await;
+    let died = tokio::select! {
+        () = signals.end(tls.as_deref()) => None,
+        cause = app.engine.stopped() => Some(cause),
+    };
+    // Without its engine the process ends, too, for whoever watches over it to start another one.
+    // Open streams end by themselves then, each with an error frame.
+    let patience = match &died {
+        Some(_) => LAST_WORDS,
+        None => app.server.shutdown_timeout,
+    };
     tracing::info!(in_flight = app.lifecycle.in_flight(), "draining");
     app.lifecycle.advance(Phase::Draining);
     tokio::select! {
         () = app.lifecycle.drained() => {}
-        () = tokio::time::sleep(app.server.shutdown_timeout) => {}
+        () = tokio::time::sleep(patience) => {}
         () = signals.end(None) => {}
     }
     tracing::info!(in_flight = app.lifecycle.in_flight(), "stopping");
@@ -229,7 +237,10 @@ async fn serve(
     // A client that does not read must not keep the process alive.
     let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
     tracing::info!("ended");
-    Ok(())
+    match died {
+        Some(cause) => anyhow::bail!("the engine has stopped: {cause}"),
+        None => Ok(()),
+    }
 }
 
 /// `acquire_many` counts in 32 bits.

@@ -92,7 +92,7 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
             request.extensions_mut().insert(tenant);
             next.run(request).await
         }
-        None => unauthorized(),
+        None => live::locked_page(&log_path, request.headers()).unwrap_or_else(unauthorized),
     };
     if let Some(origin) = origin {
         cors::mark(origin, &mut response);

@@ -10,6 +10,7 @@ use super::auth::ApiKeys;
 use super::errors::shutting_down;
 use super::heartbeat::Heartbeat;
 use super::lifecycle::Lifecycle;
+use super::live::LastLook;
 use super::metrics::Metrics;
 use super::traces::Tracer;
 use crate::openai::parts::Parsers;
@@ -35,6 +36,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// The engine's progress.
     pub heartbeat: Arc<Heartbeat>,
+    /// What the page shows.
+    pub last_look: LastLook,
     /// When the model was loaded, in seconds since 1970.
     pub created: u64,
     /// Tells answers apart.
@@ -46,6 +49,8 @@ impl App {
     pub fn error(&self, error: RequestError) -> ApiError {
         match error {
             RequestError::EngineDead(_) if self.lifecycle.is_stopping() => shutting_down(),
+            // The cause is in the log: it may tell what is nobody's business.
+            RequestError::EngineDead(_) => ApiError::internal("the engine has stopped"),
             error => error.into(),
         }
     }

@@ -105,7 +105,8 @@ impl Ranks {
         let mut stderr = self.0[0].stderr.take().unwrap();
         thread::spawn(move || {
             let (mut said, mut byte) = (Vec::new(), [0]);
-            while !said.ends_with(b"memory of rank") && stderr.read(&mut byte).is_ok_and(|n| n == 1) {
+            while !said.ends_with(b"memory of rank") && stderr.read(&mut byte).is_ok_and(|n| n == 1)
+            {
                 said.extend(byte);
             }
             let _ = sender.send((stderr, said));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Flags for a small engine that starts fast. One thread: tests run side by side.
-const SMALL: [&str; 12] = [
+const SMALL: [&str; 11] = [
     "--cpu",
     "--threads",
     "1",
@@ -21,7 +21,6 @@ const SMALL: [&str; 12] = [
     "300",
     "--host",
     "127.0.0.1",
-    "--port=0",
 ];
 
 /// Nothing here takes this long, unless it never ends.
@@ -33,11 +32,16 @@ pub fn command(flags: &[&str]) -> Command {
         true => &[],
         false => &["--max-num-seqs", "16"],
     };
+    let port: &[&str] = match flags.contains(&"--port") {
+        true => &[],
+        false => &["--port", "0"],
+    };
     let mut command = Command::new(env!("CARGO_BIN_EXE_nano-vllm-serve"));
     command
         .arg("serve")
         .args(SMALL)
         .args(seqs)
+        .args(port)
         .args(flags)
         .env("RUST_BACKTRACE", "1")
         .env("RUST_LOG", "warn")
@@ -278,6 +282,13 @@ impl Events {
             reader,
             done: false,
         }
+    }
+
+    /// What still comes, as it is; nothing if the connection is reset.
+    pub fn rest(mut self) -> String {
+        let mut rest = Vec::new();
+        let _ = self.reader.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
     }
 }
 

@@ -1,7 +1,9 @@
 //! Bad clients must not be noticed by good ones.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -10,7 +12,8 @@ use crate::client::{Server, endless, request};
 
 const PATH: &str = "/v1/completions";
 const GOOD: usize = 32;
-const DROPPED: usize = 200;
+const DROPPED: usize = 1000;
+const LORISES: usize = 50;
 
 /// Half of them share a beginning, half draw at random with a seed.
 fn good(number: usize) -> Value {
@@ -50,9 +53,62 @@ fn check(server: &Server, bad: &Bad) {
     }
 }
 
+/// A connection that goes away in the middle of its body, before the answer, or in its middle.
+fn go_away(server: &Server, number: usize) {
+    let bytes = request(PATH, "", good(number).to_string().as_bytes());
+    let mut stream = server.connect();
+    match number % 4 {
+        0 => stream.write_all(&bytes[..bytes.len() - 9]).unwrap(),
+        1 => {
+            // Says that nothing more comes, and waits for what the server says to that.
+            stream.write_all(&bytes[..bytes.len() - 9]).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            let refused = answer.starts_with("HTTP/1.0 400");
+            assert!(answer.is_empty() || refused, "{answer}");
+        }
+        2 => stream.write_all(&bytes).unwrap(),
+        _ => {
+            stream.write_all(&bytes).unwrap();
+            let mut begin = [0; 300];
+            stream.read_exact(&mut begin).unwrap();
+            assert!(begin.starts_with(b"HTTP/1.0 200"), "{begin:?}");
+        }
+    }
+}
+
+/// Connections that bring a byte now and then, and never a whole request. They are cut off.
+fn slow_lorises(server: &Server) {
+    let mut open: Vec<_> = (0..LORISES).map(|_| server.connect()).collect();
+    for stream in &open {
+        stream.set_nonblocking(true).unwrap();
+    }
+    let started = Instant::now();
+    let mut bytes = b"POST /v1/completions HTTP/1.1\r\n"
+        .iter()
+        .chain(b"X-Field: a\r\n".iter().cycle());
+    while !open.is_empty() {
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(120), "{} stay", open.len());
+        let byte = [*bytes.next().unwrap()];
+        open.retain_mut(|stream| {
+            let sent = stream.write(&byte).is_ok();
+            // Whatever the server says, the end of the connection follows.
+            let mut answer = [0; 1000];
+            let closed = match stream.read(&mut answer) {
+                Ok(read) => read == 0,
+                Err(error) => error.kind() != ErrorKind::WouldBlock,
+            };
+            sent && !closed
+        });
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn good_streams_among_bad_requests_get_the_tokens_they_get_alone() {
-    let server = Server::start(&["--max-body-size", "2M"]);
+    let server = Server::start(&["--max-body-size", "2M", "--client-timeout", "3"]);
     let alone: Vec<_> = (0..GOOD).map(|n| tokens(&server, &good(n))).collect();
     let bad = bad_requests::all();
     assert!(bad.len() >= 40);
@@ -71,20 +127,8 @@ fn good_streams_among_bad_requests_get_the_tokens_they_get_alone() {
                 }
             });
         }
-        scope.spawn(|| {
-            // Connections that go away: before, while and after they are answered.
-            for number in 0..DROPPED {
-                let body = good(number).to_string();
-                let mut stream = server.connect();
-                let bytes = request(PATH, "", body.as_bytes());
-                let cut = if number % 3 == 0 {
-                    bytes.len() / 2
-                } else {
-                    bytes.len()
-                };
-                stream.write_all(&bytes[..cut]).unwrap();
-            }
-        });
+        scope.spawn(|| (0..DROPPED).for_each(|number| go_away(&server, number)));
+        scope.spawn(|| slow_lorises(&server));
     });
     server.wait_empty();
     assert_eq!(server.get("/health").status, 200);

@@ -3,6 +3,7 @@
 
 mod bad_requests;
 mod client;
+mod crashes;
 mod endpoints;
 mod fairness;
 mod faults;

@@ -2,6 +2,8 @@
 
 use paged_kv::KvAllocator;
 
+use crate::plan::SlotId;
+use crate::request::RequestId;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Seq, Status};
 use crate::stats::{SeqSnapshot, SeqState, Stats};
@@ -31,6 +33,16 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             .iter()
             .filter(|seq| matches!(seq.status, Status::Yielding | Status::Leaving));
         listed.chain(departing).map(view).collect()
+    }
+
+    /// Whose slot this is: its request, which of the request's sequences, and the tokens in its
+    /// prompt. Meant for the slots of the plan that was made last; copies nothing.
+    pub fn occupant(&self, slot: SlotId) -> Option<(RequestId, u32, u32)> {
+        let key = *self.slot_owner.get(slot.0 as usize)?;
+        (key != u32::MAX).then(|| {
+            let seq = &self.seqs[key];
+            (seq.id, seq.index, seq.num_prompt)
+        })
     }
 }
 

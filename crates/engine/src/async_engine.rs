@@ -216,8 +216,8 @@ impl AsyncEngine {
     }
 }
 
-/// Why a thread is gone that left no cause.
-const PANICKED: &str = "its thread panicked";
+/// Why a thread is gone that left no cause: it has panicked. Clients read this.
+const PANICKED: &str = "it failed unexpectedly, its log says more";
 
 /// Lives as long as the thread, also through a panic.
 struct Ending {

@@ -225,7 +225,7 @@ fn death_ends_every_open_stream_with_its_cause() {
                 .into_iter()
                 .collect();
             let expected = match panics {
-                true => "the engine has stopped: its thread panicked",
+                true => "the engine has stopped: it failed unexpectedly, its log says more",
                 false => "the engine has stopped: the device is lost in step 4",
             };
             for stream in streams {

@@ -49,8 +49,6 @@ impl App {
     pub fn error(&self, error: RequestError) -> ApiError {
         match error {
             RequestError::EngineDead(_) if self.lifecycle.is_stopping() => shutting_down(),
-            // The cause is in the log: it may tell what is nobody's business.
-            RequestError::EngineDead(_) => ApiError::internal("the engine has stopped"),
             error => error.into(),
         }
     }

@@ -54,12 +54,13 @@ fn a_panic_of_the_runner_ends_every_request_with_an_error_and_then_the_process()
     let streams = begun(&server, 8);
     let whole = server.post(PATH, &endless("b", 1000));
     assert_eq!(whole.status, 500, "{}", whole.text());
-    assert_eq!(whole.error()["message"], "the engine has stopped");
+    let message = "the engine has stopped: it failed unexpectedly, its log says more";
+    assert_eq!(whole.error()["message"], message);
     for stream in streams {
         let chunks: Vec<Value> = stream.collect();
         let (last, good) = chunks.split_last().unwrap();
         assert_eq!(last["error"]["code"], 500, "{last}");
-        assert_eq!(last["error"]["message"], "the engine has stopped");
+        assert_eq!(last["error"]["message"], message);
         assert!(good.iter().all(|chunk| chunk["error"].is_null()));
     }
     assert_eq!(server.wait().code(), Some(1));

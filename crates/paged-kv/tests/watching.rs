@@ -62,6 +62,7 @@ fn figures_and_map_tell_what_every_block_is() {
 
     let mut moves = Vec::new();
     let swapped = kv.swap_out(b, 3, &mut moves).unwrap();
+    assert_eq!((kv.num_host_blocks(), swapped.num_host_blocks()), (4, 2));
     let usage = kv.usage();
     assert_eq!((usage.tables, usage.swapped, usage.host_free), (1, 1, 2));
     kv.discard(swapped);
@@ -189,6 +190,24 @@ fn what_was_writable_is_not_after_a_fork_or_a_publication() {
     assert_eq!(kv.match_prefix(&[1, 2, 3, 4, 5], NONE), 4);
     kv.audit([&a]).unwrap();
     kv.free(a);
+}
+
+#[test]
+fn a_short_fork_knows_how_short_it_is() {
+    let mut kv = BlockManager::new(config(8, 2)).unwrap();
+    let mut a = kv.allocate(&[1, 2, 3], NONE, true, 8).unwrap().table;
+    kv.extend(&mut a, 0, 8, &mut Vec::new()).unwrap();
+    let mut b = kv.fork(&mut a, 4);
+    let grown = kv.extend(&mut b, 4, 6, &mut Vec::new()).unwrap();
+    assert_eq!((grown.table_at, b.blocks().len()), (2, 3));
+    kv.reclaim_before(&mut a, 4);
+    let c = kv.fork(&mut a, 2);
+    assert_eq!((c.num_reclaimed(), c.blocks().len()), (1, 1));
+    kv.audit([&a, &b, &c]).unwrap();
+    for table in [a, b, c] {
+        kv.free(table);
+    }
+    kv.audit([]).unwrap();
 }
 
 #[test]

@@ -78,9 +78,12 @@ fn figures_and_map_tell_what_every_block_is() {
     kv.audit([]).unwrap();
 }
 
+/// Hash, parent, depth, salt, tokens.
+type Entry = (u128, Option<u128>, usize, Salt, Vec<u32>);
+
 #[derive(Default)]
 struct Log {
-    stored: Vec<(u128, Option<u128>, usize, Salt, Vec<u32>)>,
+    stored: Vec<Entry>,
     removed: Vec<u128>,
 }
 

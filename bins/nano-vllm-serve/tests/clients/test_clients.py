@@ -37,6 +37,22 @@ def test_chat_with_logprobs():
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_tools():
+    """The demo model calls none; offering them must be taken, and forcing one is refused by name."""
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    args = dict(model=MODEL, messages=QUESTION, max_tokens=30, temperature=0, tools=[tool])
+    message = client.chat.completions.create(**args, tool_choice="auto").choices[0].message
+    assert "Paris" in message.content and not message.tool_calls
+    chunks = list(client.chat.completions.create(**args, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == message.content
+    try:
+        client.chat.completions.create(**args, tool_choice="required")
+    except openai.BadRequestError as error:
+        assert error.param == "tool_choice", error
+        return
+    raise AssertionError("a forced tool call was taken")
+
+
 def test_n_echo_and_extras():
     answer = client.completions.create(
         model=MODEL, prompt=["a", "b"], n=2, echo=True, max_tokens=4, logprobs=2,

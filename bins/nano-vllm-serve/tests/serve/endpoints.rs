@@ -1,5 +1,7 @@
 //! Every route once.
 
+use std::io::{Read, Write};
+
 use serde_json::json;
 
 use crate::client::{Server, endless, request};
@@ -155,4 +157,58 @@ fn the_dashboard_shows_metrics_that_are_there() {
         used += 1;
     }
     assert!(used > 20);
+}
+
+#[test]
+fn a_connection_that_began_with_a_probe_takes_one_other_request() {
+    let server = Server::fake(0, &[]);
+    let mut stream = server.connect();
+    let body = endless("a", 2).to_string();
+    let probe = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream
+        .write_all([probe, probe, &post].concat().as_bytes())
+        .unwrap();
+    // It ends before the client times out.
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8(answer).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 3, "{text}");
+    assert_eq!(text.matches("connection: close").count(), 1, "{text}");
+    assert!(text.contains("text_completion"), "{text}");
+}
+
+#[test]
+fn the_document_names_every_field_that_is_refused() {
+    let server = Server::fake(0, &[]);
+    let document = server.get("/openapi.json").json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let schemas = &document["components"]["schemas"];
+    for (path, schema) in [
+        ("/v1/completions", "CompletionRequest"),
+        ("/v1/chat/completions", "ChatRequest"),
+    ] {
+        let fields = schemas[schema]["properties"].as_object().unwrap();
+        assert!(fields.len() > 40);
+        let messages = json!([{"role": "user", "content": "hi"}]);
+        for (name, field) in fields.iter().filter(|(_, f)| f["enum"].is_array()) {
+            // Every value that is listed is taken, and no other.
+            let post = |value: &serde_json::Value| {
+                let mut body = json!({"prompt": "a", "messages": messages, "max_tokens": 1});
+                body[name] = value.clone();
+                server.post(path, &body).status
+            };
+            for value in field["enum"].as_array().unwrap() {
+                assert_eq!(post(value), 200, "{path} {name} = {value}");
+            }
+            assert!(
+                [400, 404].contains(&post(&json!({"x": 1}))),
+                "{path} {name}"
+            );
+        }
+    }
 }

@@ -21,6 +21,8 @@ fn a_full_queue_says_so() {
     let server = Server::fake(20, &flags);
     let mut running = server.stream(PATH, &streamed(900));
     running.next().unwrap();
+    // The first token comes before the figures of the step that made it.
+    server.wait_metric("num_requests_waiting", 0.0);
     let waiting = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| server.post(PATH, &endless("b", 2)));
         server.wait_metric("num_requests_waiting", 1.0);
@@ -44,6 +46,7 @@ fn a_queue_of_too_many_tokens_says_so() {
     let server = Server::fake(20, &flags);
     let mut running = server.stream(PATH, &streamed(900));
     running.next().unwrap();
+    server.wait_metric("num_requests_waiting", 0.0);
     let tokens = |count: usize| {
         let mut body = endless("", 2);
         body["prompt"] = json!(vec![7; count]);

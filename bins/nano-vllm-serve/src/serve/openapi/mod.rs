@@ -175,8 +175,13 @@ fn post(path: &str, request: &str, response: &str, summary: &str) -> Value {
     let generates = path.starts_with("/v1");
     if generates {
         ok["content"]["text/event-stream"] = json!({
-            "schema": {"type": "string", "description":
-                "With stream = true: `data:` lines with a JSON chunk each, and `data: [DONE]`"},
+            "schema": {
+                "type": "object", "required": ["data"],
+                "description": "With stream = true. An event; the last one's data is [DONE]",
+                "properties": {
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                },
+            },
         });
     }
     let mut operation = json!({

@@ -135,7 +135,7 @@ pub struct ServerArgs {
     #[arg(long)]
     pub enable_log_requests: bool,
     /// OpenTelemetry collector that gets a span of every prompt, over OTLP/HTTP in JSON:
-    /// http://HOST[:4318][/v1/traces].
+    /// `http://HOST[:4318][/v1/traces]`.
     #[arg(long, value_name = "URL")]
     pub otlp_traces_endpoint: Option<Endpoint>,
     /// pretty or json.

@@ -24,9 +24,16 @@ struct Launched {
 }
 
 /// The step's rows take more memory than there is.
-#[derive(Debug, thiserror::Error)]
-#[error("out of memory")]
+#[derive(Debug)]
 pub struct OutOfMemory;
+
+impl std::fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("out of memory")
+    }
+}
+
+impl std::error::Error for OutOfMemory {}
 
 /// A [`ModelRunner`] on simulated memory. A sampled token's extra is the digest it came from.
 pub struct PagedRunner {

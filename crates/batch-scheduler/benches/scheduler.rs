@@ -8,75 +8,15 @@
     reason = "criterion_group makes an undocumented function"
 )]
 
-use std::hint::black_box;
+mod workload;
+
 use std::time::{Duration, Instant};
 
-use batch_scheduler::{
-    Event, Request, Sampled, Scheduler, SchedulerConfig, StepOutput, StepPlan, StopCriteria,
-};
+use batch_scheduler::Event;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use paged_kv::{BlockManager, BlockSize, Config};
-use smallvec::smallvec;
-
-type Sched = Scheduler<BlockManager, ()>;
+use workload::{Sched, add_all, output, scheduler, timed_step, with_blocks};
 
 const PROMPT: usize = 64;
-const MAX_LEN: usize = 4096;
-
-fn scheduler(seqs: usize, tokens: usize, max_batched: usize) -> Sched {
-    with_blocks(seqs, seqs * tokens.div_ceil(16) + 1, max_batched)
-}
-
-fn with_blocks(seqs: usize, blocks: usize, max_batched: usize) -> Sched {
-    let kv = BlockManager::new(Config::new(blocks, BlockSize::default())).expect("pool");
-    let config = SchedulerConfig {
-        max_num_seqs: seqs,
-        max_num_batched_tokens: max_batched,
-        max_model_len: MAX_LEN,
-        max_steps_in_flight: 1,
-        ..SchedulerConfig::default()
-    };
-    Scheduler::new(config, kv).expect("config")
-}
-
-fn add_all(s: &mut Sched, seqs: usize, prompt: usize) {
-    for id in 0..seqs as u64 {
-        let tokens = (0..prompt as u64).map(|i| (id * 7919 + i * 31) as u32 % 50_000);
-        let stop = StopCriteria {
-            eos_token_ids: vec![2, 3],
-            ..StopCriteria::max_tokens(u32::MAX / 8)
-        };
-        let request = Request::new(id, tokens.collect(), stop, ());
-        s.add(request).expect("fits");
-    }
-}
-
-fn output(plan: &StepPlan<()>) -> StepOutput<()> {
-    let sampled = |_: &_| Sampled {
-        tokens: smallvec![11],
-        extras: Vec::new(),
-        error: None,
-    };
-    StepOutput {
-        step: plan.step,
-        samples: plan.samples.iter().map(sampled).collect(),
-        prompt_extras: Vec::new(),
-    }
-}
-
-/// One step, the runner's part left out of the clock.
-fn timed_step(s: &mut Sched, events: &mut Vec<Event<()>>) -> Duration {
-    let start = Instant::now();
-    let plan = s.schedule().expect("work");
-    let scheduled = start.elapsed();
-    let out = output(&plan);
-    events.clear();
-    let start = Instant::now();
-    s.recycle(plan);
-    s.apply(out, events).expect("in step");
-    black_box(&events);
-    scheduled + start.elapsed()
-}
 
 /// Prints heap allocations of a step, those of `schedule`, `recycle` and `apply` alone, over 256
 /// steps.

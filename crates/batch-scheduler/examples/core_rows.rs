@@ -5,87 +5,27 @@
 //! cargo run --release -p batch-scheduler --example core_rows [ROUNDS [ROW]]
 //! ```
 
+#[path = "../benches/workload/mod.rs"]
+mod workload;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use batch_scheduler::*;
 use paged_kv::{BlockManager, BlockSize, Config, KvAllocator, Salt};
-use smallvec::smallvec;
-
-type Sched = Scheduler<BlockManager, ()>;
+use workload::{add_all, scheduler, timed_step};
 
 /// Tokens of the prompts of sequences that decode, and steps they are decoded for.
 const PROMPT: usize = 64;
 const STEPS: usize = 400;
 
-fn scheduler(seqs: usize, tokens: usize, max_batched: usize) -> Sched {
-    let blocks = seqs * tokens.div_ceil(16) + 1;
-    let kv = BlockManager::new(Config::new(blocks, BlockSize::default())).expect("pool");
-    let config = SchedulerConfig {
-        max_num_seqs: seqs,
-        max_num_batched_tokens: max_batched,
-        max_model_len: 4096,
-        max_steps_in_flight: 1,
-        ..SchedulerConfig::default()
-    };
-    Scheduler::new(config, kv).expect("config")
-}
-
-fn add_all(s: &mut Sched, seqs: usize, prompt: usize) {
-    for id in 0..seqs as u64 {
-        let tokens = (0..prompt as u64).map(|i| (id * 7919 + i * 31) as u32 % 50_000);
-        let stop = StopCriteria {
-            eos_token_ids: vec![2, 3],
-            ..StopCriteria::max_tokens(u32::MAX / 8)
-        };
-        let request = Request::new(id, tokens.collect(), stop, ());
-        s.add(request).expect("fits");
-    }
-}
-
-/// What a model returns that says 11 to everyone.
-#[inline(never)] // so that a profile can tell it from the scheduler
-fn output(plan: &StepPlan<()>) -> StepOutput<()> {
-    let sampled = |_: &_| Sampled {
-        tokens: smallvec![11],
-        extras: Vec::new(),
-        error: None,
-    };
-    StepOutput {
-        step: plan.step,
-        samples: plan.samples.iter().map(sampled).collect(),
-        prompt_extras: Vec::new(),
-    }
-}
-
-#[inline(never)]
-fn clear(events: &mut Vec<Event<()>>) {
-    events.clear();
-}
-
-/// One step, the model's part left out of the clock.
-#[inline(never)]
-fn step(s: &mut Sched, events: &mut Vec<Event<()>>) -> Duration {
-    let start = Instant::now();
-    let plan = s.schedule().expect("work");
-    let scheduled = start.elapsed();
-    let out = output(&plan);
-    clear(events);
-    let start = Instant::now();
-    s.recycle(plan);
-    s.apply(out, events).expect("in step");
-    black_box(&events);
-    scheduled + start.elapsed()
-}
-
 fn decode(seqs: usize, times: &mut Vec<Duration>) {
     let mut s = scheduler(seqs, PROMPT + STEPS + 16, seqs * PROMPT);
     add_all(&mut s, seqs, PROMPT);
     let mut events = Vec::new();
-    step(&mut s, &mut events);
+    timed_step(&mut s, &mut events);
     // All sequences fill a block in the same step, so 16 steps are one measurement.
     times.extend((0..STEPS / 16).map(|_| {
-        let steps = (0..16).map(|_| step(&mut s, &mut events));
+        let steps = (0..16).map(|_| timed_step(&mut s, &mut events));
         steps.sum::<Duration>() / 16
     }));
 }
@@ -98,7 +38,7 @@ fn admit(seqs: usize, times: &mut Vec<Duration>) {
     add_all(&mut s, seqs, 512);
     let mut total = start.elapsed();
     while s.stats().waiting > 0 {
-        total += step(&mut s, &mut events);
+        total += timed_step(&mut s, &mut events);
     }
     times.push(total);
 }

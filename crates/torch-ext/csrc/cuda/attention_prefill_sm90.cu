@@ -11,7 +11,7 @@
 // 128-byte swizzle of the product's descriptors).
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1).
-#include "common.cuh"
+// hopper.cuh stands before this file when it is compiled.
 
 #define INFINITY_F __int_as_float(0x7f800000)
 #if HEAD_DIM == 256
@@ -33,24 +33,7 @@ static const int Q_BYTES = ROWS * HEAD_DIM * 2;
 static const int KEY_BYTES = KEYS * HEAD_DIM * 2;
 static const float LOG2E = 1.4426950408889634f;
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-// ---- warpgroup products ---------------------------------------------------------------------------------------------
-
-/// Of a matrix in shared memory: where it begins; bytes from one panel to the next (if its rows run along the panels);
-/// 1024 bytes from 8 rows to the next 8; the 128-byte swizzle.
-DEVICE u64 descriptor(u32 address, u32 panel_bytes) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(panel_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
-
-/// Keeps the compiler from touching a product's result before the wait above.
-template <int N> DEVICE void settled(float (&c)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(c[i])::"memory");
-}
-
+#if HOPPER
 #define OUT8(i)                                                                                                        \
     "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]),        \
         "+f"(c[i + 7])
@@ -119,27 +102,6 @@ DEVICE void multiply_values(float (&c)[128], const u32 (&a)[4], u64 b) {
 }
 #endif
 
-// ---- barriers in shared memory ----------------------------------------------------------------------------------------
-
-DEVICE void barrier_init(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-DEVICE void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-/// Arrives when the copies that this thread has started are complete.
-DEVICE void barrier_arrive_copies(u32 barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
-}
-/// Until the phase of this parity is complete.
-DEVICE void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\n"
-                 "DONE:\n}\n" ::"r"(barrier),
-                 "r"(parity)
-                 : "memory");
-}
-/// What this thread sees in shared memory is also seen by the warpgroup products that it starts.
-DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// The two computing warpgroups' turns: `turn_end` of one lets the other's `turn_begin` through.
 DEVICE void turn_begin(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory"); }
 DEVICE void turn_end(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory"); }
@@ -205,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                            const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
                            int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
                            int num_tiles) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#if HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
     __shared__ Tile next_tile; // goes with Q

@@ -1,0 +1,273 @@
+// y = x w^T for 17 to 128 rows of x (tokens) on Hopper: decode of a batch, where the time goes into
+// reading w once, and the rest of the machine must not be in the way of that.
+//
+// The weights take the 64-row side of wgmma ("swapped"), tokens its column side. A tile is ROWS = 64
+// WGS rows of w, one warpgroup for every 64, and all tokens. K goes by in chunks of 64 elements, a
+// stage of a ring in shared memory each: one warp starts the copies (TMA), the others multiply.
+//
+// Two things besides w use up bandwidth. Every tile needs all of x: SHARE thread blocks of a cluster
+// work on neighbouring tiles at the same pace, each fetches its part of a chunk of x and sends it to
+// all of them. And few tiles of a usual size do not fill the GPU: SPLIT thread blocks of a cluster
+// share out K, each a contiguous range, and add up through distributed shared memory, in the order
+// of their ranges. A cluster is SHARE * SPLIT thread blocks; block r is `r % SHARE`-th of its tiles
+// and has the `r / SHARE`-th range.
+//
+// Weights depend on no earlier kernel, so the ring is filled with them before `pdl_wait()`; x follows.
+//
+//   -DNT=4, 8, 12 or 16: groups of eight tokens; -DWGS -DSPLIT -DSHARE -DSTAGES; and -DSILU=1 as in
+//   gemv.cu: the rows of a tile are then eight of the gate, the eight of up that belong to them, the
+//   next eight of the gate... which TMA puts in this order.
+//
+// The sum for one output depends on K and SPLIT alone: not on timing, nor on the other tokens.
+//
+// hopper.cuh and linear.cuh stand before this file when it is compiled.
+
+#define TOKENS (NT * 8)
+#define ROWS (WGS * 64)
+#define CHUNK 64
+#define CLUSTER (SHARE * SPLIT)
+#define CONSUMERS (WGS * 128)
+#define THREADS (CONSUMERS + 32)
+#define W_BYTES (ROWS * CHUNK * 2)
+#define X_BYTES (TOKENS * CHUNK * 2)
+#define STAGE_BYTES (W_BYTES + X_BYTES)
+// Pairs (16 rows, group of tokens) of a tile; with SPLIT, pair i is finished by the block of range i % SPLIT.
+#define PAIRS (WGS * 4 * NT)
+static_assert(NT % SHARE == 0, "a part of x is whole groups of eight tokens");
+static_assert(PAIRS % SPLIT == 0 && (SPLIT == 1 || PAIRS * 512 <= STAGES * STAGE_BYTES), "sums fit into the ring");
+
+#if HOPPER
+// ---- the product ------------------------------------------------------------------------------------------------------
+
+#if defined(T_BF16)
+#define TYPES "bf16.bf16"
+#else
+#define TYPES "f16.f16"
+#endif
+#define OUT8(i)                                                                                                        \
+    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]),        \
+        "+f"(c[i + 7])
+#define OUT16(i) OUT8(i), OUT8(i + 8)
+#define R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define R32 R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define R48 R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define R64 R48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+/// c (64 x TOKENS) += a b^T, both in shared memory, 16 elements of K.
+#define MULTIPLY(COLUMNS, REGISTERS, A, B, ...)                                                                        \
+    DEVICE void multiply(float(&c)[NT * 4], u64 a, u64 b) {                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64" COLUMNS "k16.f32." TYPES " {" REGISTERS "}, " A ", " B         \
+                     ", 1, 1, 1, 0, 0;\n"                                                                              \
+                     : __VA_ARGS__                                                                                     \
+                     : "l"(a), "l"(b));                                                                                \
+    }
+#if NT == 4
+MULTIPLY("n32", R16, "%16", "%17", OUT16(0))
+#elif NT == 8
+MULTIPLY("n64", R32, "%32", "%33", OUT16(0), OUT16(16))
+#elif NT == 12
+MULTIPLY("n96", R48, "%48", "%49", OUT16(0), OUT16(16), OUT16(32))
+#elif NT == 16
+MULTIPLY("n128", R64, "%64", "%65", OUT16(0), OUT16(16), OUT16(32), OUT16(48))
+#endif
+
+// ---- the kernel -------------------------------------------------------------------------------------------------------
+
+/// Which chunk of which tile is copied next.
+struct Cursor {
+    int group, chunk; // of SHARE tiles; of this block's range
+    int clusters, chunks;
+
+    DEVICE void next() {
+        if (++chunk == chunks) chunk = 0, group += clusters;
+    }
+};
+
+/// What `finish` does, for 16 rows and all tokens: what they share is computed once.
+DEVICE void store(const Problem &p, int tile, int lane, const float (&acc)[NT * 4]) {
+    const i64 outputs = p.outputs;
+    int token = lane % 4 * 2;
+#if SILU
+    const int row = tile * 8 + lane / 4;
+    if (row >= p.outputs) return;
+    const float gate = p.bias ? to_float(p.bias[row]) : 0.f, up = p.bias ? to_float(p.bias[outputs + row]) : 0.f;
+#else
+    const int row = tile * 16 + lane / 4;
+    const bool first = row < p.outputs, second = row + 8 < p.outputs;
+    const float bias0 = p.bias && first ? to_float(p.bias[row]) : 0.f;
+    const float bias1 = p.bias && second ? to_float(p.bias[row + 8]) : 0.f;
+#endif
+    elem *to = p.y + token * outputs + row;
+#pragma unroll
+    for (int n = 0; n < NT; ++n, token += 8, to += 8 * outputs) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            if (token + e >= p.tokens) continue;
+            elem *at = to + e * outputs;
+#if SILU
+            at[0] = activated(acc[4 * n + e] + gate, acc[4 * n + 2 + e] + up);
+#else
+            if (first) at[0] = from_float<elem>(acc[4 * n + e] + bias0);
+            if (second) at[8] = from_float<elem>(acc[4 * n + 2 + e] + bias1);
+#endif
+        }
+    }
+}
+#endif
+
+/// Shared memory: STAGES * STAGE_BYTES and room to begin at a multiple of 1024. `w` has boxes of ROWS rows ([k, 8, 2,
+/// groups of 8] with SILU), `x` of TOKENS / SHARE, both of CHUNK columns with the 128-byte swizzle. `outputs`: columns
+/// of y; `tiles` of w. Grid: clusters, with SPLIT exactly one for SHARE tiles.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    linear_wgmma(elem *y, const elem *bias, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,
+                 int tokens, int outputs, int k, int tiles) {
+#if HOPPER
+    extern __shared__ __align__(1024) u8 shared[];
+    __shared__ __align__(8) u64 barriers[2 * STAGES];
+    const u32 ring = (shared_address(shared) + 1023) & ~1023u;
+    const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int rank = blockIdx.x % CLUSTER, share = rank % SHARE, split = rank / SHARE;
+    const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    const int groups = (tiles + SHARE - 1) / SHARE;
+    const int all_chunks = (k + CHUNK - 1) / CHUNK;
+    const int first_chunk = (int)((i64)all_chunks * split / SPLIT);
+    const int chunks = (int)((i64)all_chunks * (split + 1) / SPLIT) - first_chunk;
+    // Of this block: chunks of all its tiles, and how many fill the ring for the first time.
+    const int total = cluster < groups ? ((groups - cluster - 1) / clusters + 1) * chunks : 0;
+    const int early = total < STAGES ? total : STAGES;
+    const u64 read_once = policy_read_once(), keep = policy_keep();
+
+    auto copy_w = [&](const Cursor &c, int stage) {
+        u32 to = ring + stage * STAGE_BYTES, barrier = full + 8 * stage;
+        int tile = c.group * SHARE + share, column = (first_chunk + c.chunk) * CHUNK;
+        barrier_arrive_expect(barrier, STAGE_BYTES);
+#if SILU
+        copy_box4(to, &w, column, tile * (ROWS / 16), barrier, read_once);
+#else
+        copy_box(to, &w, column, tile * ROWS, barrier, read_once);
+#endif
+    };
+    // Each block of a cluster's share gets what all of them fetch: the barrier of each counts X_BYTES.
+    auto copy_x = [&](const Cursor &c, int stage) {
+        u32 to = ring + stage * STAGE_BYTES + W_BYTES + share * (X_BYTES / SHARE), barrier = full + 8 * stage;
+        int column = (first_chunk + c.chunk) * CHUNK, row = share * (TOKENS / SHARE);
+#if SHARE > 1
+        copy_box_to((u16)(((1 << SHARE) - 1) << (split * SHARE)), to, &x, column, row, barrier, keep);
+#else
+        copy_box(to, &x, column, row, barrier, keep);
+#endif
+    };
+
+    const Cursor start = {cluster, 0, clusters, chunks};
+    if (threadIdx.x == CONSUMERS) {
+        for (int s = 0; s < STAGES; ++s) {
+            barrier_init(full + 8 * s, 1);
+            barrier_init(empty + 8 * s, SHARE * CONSUMERS / 32); // every warp that reads what this block sends
+        }
+        barrier_init_done();
+        Cursor c = start;
+        for (int s = 0; s < early; ++s, c.next()) copy_w(c, s);
+    }
+    __syncwarp();
+#if CLUSTER > 1
+    cluster_sync(); // all blocks have their barriers
+#else
+    __syncthreads();
+#endif
+    pdl_launch();
+    pdl_wait();
+
+    if (warp == CONSUMERS / 32) {
+        if (lane == 0) {
+            Cursor c = start;
+            for (int s = 0; s < early; ++s, c.next()) copy_x(c, s);
+            int stage = 0;
+            u32 parity = 0;
+            for (int i = early; i < total; ++i, c.next()) {
+#if SHARE > 1
+                barrier_wait_cluster(empty + 8 * stage, parity);
+#else
+                barrier_wait(empty + 8 * stage, parity);
+#endif
+                copy_w(c, stage);
+                copy_x(c, stage);
+                if (++stage == STAGES) stage = 0, parity ^= 1;
+            }
+        }
+        __syncwarp();
+#if SPLIT > 1
+        cluster_sync();
+        cluster_sync();
+#elif SHARE > 1
+        cluster_sync();
+#endif
+        return;
+    }
+
+    // A stage that this warp has read may be filled anew, by each block that sends to it.
+    auto release = [&](int stage) {
+        __syncwarp();
+#if SHARE > 1
+        if (lane < SHARE) barrier_arrive_remote(empty + 8 * stage, split * SHARE + lane);
+#else
+        if (lane == 0) barrier_arrive(empty + 8 * stage);
+#endif
+    };
+    const Problem problem = {y, bias, tokens, outputs};
+    int stage = 0;
+    u32 parity = 0;
+    for (int group = cluster; group < groups; group += clusters) {
+        float acc[NT * 4];
+#pragma unroll
+        for (int i = 0; i < NT * 4; ++i) acc[i] = 0.f;
+        int before = -1;
+        for (int c = 0; c < chunks; ++c) {
+            barrier_wait(full + 8 * stage, parity);
+            wgmma_fence();
+            u32 rows = ring + stage * STAGE_BYTES + warp / 4 * (64 * CHUNK * 2);
+            u32 columns = ring + stage * STAGE_BYTES + W_BYTES;
+#pragma unroll
+            for (int d = 0; d < CHUNK / 16; ++d)
+                multiply(acc, descriptor(rows + d * 32, 16), descriptor(columns + d * 32, 16));
+            wgmma_commit();
+            // The products of the chunk before this one are complete.
+            wgmma_wait<1>();
+            if (before >= 0) release(before);
+            before = stage;
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+        wgmma_wait<0>();
+        settled(acc);
+        if (before >= 0) release(before);
+
+        // In units of 16 rows of w.
+        const int tile = (group * SHARE + share) * (ROWS / 16);
+#if SPLIT > 1
+        float4 *sums = (float4 *)(shared + (ring - shared_address(shared)));
+        cluster_sync(); // no block needs its ring any more
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+            int pair = warp * NT + n;
+            float4 *place = sums + (pair / SPLIT * SPLIT + split) * 32 + lane;
+            store_cluster(shared_address(place), pair % SPLIT * SHARE + share,
+                          make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
+        }
+        cluster_sync();
+        for (int i = warp; i < PAIRS / SPLIT; i += CONSUMERS / 32) {
+            const float4 *part = sums + i * SPLIT * 32 + lane;
+            float4 sum = part[0];
+#pragma unroll
+            for (int s = 1; s < SPLIT; ++s) sum = add(sum, part[s * 32]);
+            int pair = i * SPLIT + split;
+            finish(problem, tile + pair / NT, pair % NT, lane, sum);
+        }
+#else
+        store(problem, tile + warp, lane, acc);
+#endif
+    }
+#if SPLIT == 1 && SHARE > 1
+    __syncwarp();
+    cluster_sync(); // no block sends to one that has ended
+#endif
+#endif
+}

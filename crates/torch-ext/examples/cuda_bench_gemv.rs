@@ -124,7 +124,9 @@ impl Model {
         };
         // As `tp-model` decides.
         let fits = |w: &Tensor| {
-            fused && rows as usize <= kernels.fused_rows(w.size()[0] as usize, w.size()[1] as usize)
+            fused
+                && !wgmma(kernels, rows as usize, w)
+                && rows as usize <= kernels.fused_rows(w.size()[0] as usize, w.size()[1] as usize)
         };
         let mut residual = input.copy();
         let mut x: Option<Tensor> = None;
@@ -156,9 +158,11 @@ impl Model {
                 }
                 false => {
                     let normed = apart(Some(&o), &mut residual, norm2);
-                    kernels
-                        .silu_mul(&small(&normed, &layer.gate_up))
-                        .expect("fits")
+                    match fused && wgmma(kernels, rows as usize, &layer.gate_up) {
+                        true => kernels.linear_wgmma_gated(&normed, &layer.gate_up),
+                        false => kernels.silu_mul(&small(&normed, &layer.gate_up)),
+                    }
+                    .expect("fits")
                 }
             };
             x = Some(small(&gated, &layer.down));
@@ -177,9 +181,18 @@ impl Model {
     }
 }
 
+/// Whether the kernel for some rows is the one to take.
+fn wgmma(kernels: &Kernels, rows: usize, w: &Tensor) -> bool {
+    let (n, k) = (w.size()[0] as usize, w.size()[1] as usize);
+    kernels.wgmma_rows(n, k).contains(&rows)
+}
+
 /// Our kernel, or cuBLAS where that is faster.
 fn linear(kernels: &Kernels, x: &Tensor, w: &Tensor) -> Tensor {
     let (n, k) = (w.size()[0] as usize, w.size()[1] as usize);
+    if wgmma(kernels, x.size()[0] as usize, w) {
+        return kernels.linear_wgmma(x, w, None).expect("fits");
+    }
     match x.size()[0] as usize <= kernels.linear_small_rows(n, k) {
         true => kernels.linear_small(x, w, None).expect("fits"),
         false => x.linear::<&Tensor>(w, None),

@@ -14,7 +14,7 @@
 #endif
 
 /// A description of a matrix in global memory for TMA, made by the driver: a kernel argument.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     u64 opaque[16];
 };
 

@@ -20,7 +20,10 @@ pub(crate) static SOURCE: Source = Source {
 
 pub(crate) static SM90: Source = Source {
     name: "attention_prefill_sm90",
-    text: include_str!("../../csrc/cuda/attention_prefill_sm90.cu"),
+    text: concat!(
+        include_str!("../../csrc/cuda/hopper.cuh"),
+        include_str!("../../csrc/cuda/attention_prefill_sm90.cu")
+    ),
     variants: &[
         &["T_BF16=1", "HEAD_DIM=128", "SOFT_CAP=0"],
         &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0"],

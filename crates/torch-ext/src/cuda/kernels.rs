@@ -11,6 +11,7 @@ use tch::{Device, Tensor};
 
 use super::compile::{Source, architecture, compiled};
 use super::stream::current_stream;
+use super::tensor_map::TensorMap;
 use super::{CudaError, load};
 use crate::Error;
 
@@ -80,37 +81,48 @@ impl Launch {
     }
 }
 
-/// One kernel argument: its bits. A kernel reads as many of the eight bytes as its type has.
+/// One kernel argument.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Arg(u64);
+pub(crate) enum Arg<'a> {
+    /// Its bits. A kernel reads as many of the eight bytes as its type has.
+    Bits(u64),
+    /// A `const __grid_constant__ TensorMap`.
+    Map(&'a TensorMap),
+}
 
-impl From<&Tensor> for Arg {
+impl From<&Tensor> for Arg<'_> {
     fn from(tensor: &Tensor) -> Self {
-        Arg(tensor.data_ptr() as u64)
+        Arg::Bits(tensor.data_ptr() as u64)
     }
 }
 
-impl From<Option<&Tensor>> for Arg {
+impl From<Option<&Tensor>> for Arg<'_> {
     fn from(tensor: Option<&Tensor>) -> Self {
-        tensor.map_or(Arg(0), Arg::from)
+        tensor.map_or(Arg::Bits(0), Arg::from)
     }
 }
 
-impl From<i32> for Arg {
+impl From<i32> for Arg<'_> {
     fn from(value: i32) -> Self {
-        Arg(u64::from(value as u32))
+        Arg::Bits(u64::from(value as u32))
     }
 }
 
-impl From<i64> for Arg {
+impl From<i64> for Arg<'_> {
     fn from(value: i64) -> Self {
-        Arg(value as u64)
+        Arg::Bits(value as u64)
     }
 }
 
-impl From<f32> for Arg {
+impl From<f32> for Arg<'_> {
     fn from(value: f32) -> Self {
-        Arg(u64::from(value.to_bits()))
+        Arg::Bits(u64::from(value.to_bits()))
+    }
+}
+
+impl<'a> From<&'a TensorMap> for Arg<'a> {
+    fn from(map: &'a TensorMap) -> Self {
+        Arg::Map(map)
     }
 }
 
@@ -240,12 +252,15 @@ impl Kernels {
         &self,
         function: Function,
         launch: &Launch,
-        args: &[Arg],
+        args: &[Arg<'_>],
     ) -> Result<(), Error> {
-        let mut values: smallvec::SmallVec<[u64; 32]> = args.iter().map(|arg| arg.0).collect();
-        let mut pointers: smallvec::SmallVec<[*mut c_void; 32]> = values
-            .iter_mut()
-            .map(|value| ptr::from_mut(value).cast())
+        // The driver reads the arguments through these pointers, and writes nothing.
+        let mut pointers: smallvec::SmallVec<[*mut c_void; 32]> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Bits(bits) => ptr::from_ref(bits).cast_mut().cast(),
+                Arg::Map(map) => map.as_ptr().cast_mut().cast(),
+            })
             .collect();
         let mut attributes: smallvec::SmallVec<[sys::CUlaunchAttribute; 2]> = smallvec::smallvec![];
         if launch.pdl && self.capability.0 >= 9 {
@@ -296,7 +311,7 @@ fn attribute(
     attribute
 }
 
-fn check(result: sys::CUresult, what: &str) -> Result<(), CudaError> {
+pub(super) fn check(result: sys::CUresult, what: &str) -> Result<(), CudaError> {
     match result {
         sys::CUresult::CUDA_SUCCESS => Ok(()),
         other => Err(CudaError(format!("{what}: {other:?}"))),

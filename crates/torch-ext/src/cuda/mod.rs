@@ -35,6 +35,10 @@ mod graph;
 mod kernels;
 #[cfg(feature = "cuda")]
 mod linear_split;
+#[cfg(feature = "cuda")]
+mod linear_wgmma;
+#[cfg(feature = "cuda")]
+mod linear_wgmma_plan;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
@@ -52,6 +56,8 @@ mod shim;
 mod step;
 #[cfg(feature = "cuda")]
 mod stream;
+#[cfg(feature = "cuda")]
+mod tensor_map;
 
 #[cfg(feature = "cuda")]
 pub use self::{
@@ -61,6 +67,7 @@ pub use self::{
     copy::CacheSet,
     graph::{Graph, GraphPool},
     kernels::Kernels,
+    linear_wgmma_plan::WgmmaPlan,
     memory::{memory, release_memory},
     nccl::{Nccl, NcclAbort, NcclId},
     rope::WriteKv,
@@ -80,6 +87,7 @@ pub const SOURCES: &[&Source] = &[
     &activation::SOURCE,
     &gemv::SOURCE,
     &linear_split::SOURCE,
+    &linear_wgmma::SOURCE,
     &copy::SOURCE,
     &attention_decode::SOURCE,
     &attention_prefill::SOURCE,

@@ -94,7 +94,7 @@ struct Batch {
     rows: usize,
     vocab: usize,
     dtype: &'static str,
-    args: [Arg; 11],
+    args: [Arg<'static>; 11],
 }
 
 impl Batch {
@@ -124,7 +124,7 @@ impl Batch {
         Launch::new([self.rows as u32, 1, 1], THREADS).pdl()
     }
 
-    fn with(&self, more: &[Arg]) -> Vec<Arg> {
+    fn with<'a>(&self, more: &[Arg<'a>]) -> Vec<Arg<'a>> {
         [&self.args, more].concat()
     }
 }

@@ -30,7 +30,37 @@ impl CudaLinear {
     /// Whether norm and product are one kernel for this many rows.
     fn fuses(&self, rows: usize) -> bool {
         let (out_features, in_features) = self.shape();
-        !self.deterministic && rows <= self.kernels.fused_rows(out_features, in_features)
+        !self.deterministic
+            && !self.takes_some(rows)
+            && rows <= self.kernels.fused_rows(out_features, in_features)
+    }
+
+    /// Whether the kernel for some rows, more than few, is the one to take.
+    fn takes_some(&self, rows: usize) -> bool {
+        let (out_features, in_features) = self.shape();
+        let some = self.kernels.wgmma_rows(out_features, in_features);
+        !self.deterministic && some.contains(&rows)
+    }
+
+    /// The product by one kernel whose sums do not depend on the number of rows, however many they
+    /// are: a few at a time.
+    fn in_pieces(&self, x: &Tensor) -> Tensor {
+        let (out_features, in_features) = self.shape();
+        // The builder made sure that there are some.
+        let most = self.kernels.invariant_rows(out_features, in_features) as i64;
+        let rows = Self::rows_of(x) as i64;
+        let piece = |x: &Tensor| {
+            let bias = self.bias.as_ref();
+            computed(self.kernels.linear_small(x, &self.weight, bias))
+        };
+        if rows <= most {
+            return piece(x);
+        }
+        let pieces: Vec<Tensor> = (0..rows)
+            .step_by(most as usize)
+            .map(|at| piece(&x.narrow(0, at, most.min(rows - at))))
+            .collect();
+        Tensor::cat(&pieces, 0)
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -41,7 +71,16 @@ impl CudaLinear {
 
 impl Linear for CudaLinear {
     fn forward(&self, x: &Tensor) -> Tensor {
+        if self.deterministic {
+            return self.in_pieces(x);
+        }
         let (out_features, in_features) = self.shape();
+        if self.takes_some(Self::rows_of(x)) {
+            return computed(
+                self.kernels
+                    .linear_wgmma(x, &self.weight, self.bias.as_ref()),
+            );
+        }
         if Self::rows_of(x) <= self.kernels.linear_small_rows(out_features, in_features) {
             return computed(
                 self.kernels
@@ -78,6 +117,13 @@ impl Linear for CudaLinear {
             ));
             *residual = sum;
             return y;
+        }
+        if self.bias.is_none()
+            && self.takes_some(Self::rows_of(residual))
+            && self.shape().0.is_multiple_of(16)
+        {
+            let x = norm.maybe_add_forward(x, residual);
+            return computed(self.kernels.linear_wgmma_gated(&x, &self.weight));
         }
         norm.ops.silu_mul(&self.forward_normed(x, residual, norm))
     }

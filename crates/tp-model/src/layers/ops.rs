@@ -97,6 +97,16 @@ impl Ops {
             #[cfg(feature = "cuda")]
             Ops::Cuda {
                 kernels,
+                deterministic: true,
+            } if kernels.invariant_rows(out_features, in_features) == 0 => {
+                return Err(ModelError::Options(format!(
+                    "deterministic: no kernel multiplies a weight of [{out_features}, {in_features}] with equal bits \
+                     for any number of rows (its columns must be a multiple of 8)"
+                )));
+            }
+            #[cfg(feature = "cuda")]
+            Ops::Cuda {
+                kernels,
                 deterministic,
             } => Box::new(CudaBuilder::new(
                 kernels.clone(),

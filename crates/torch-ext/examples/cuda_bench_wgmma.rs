@@ -1,0 +1,129 @@
+//! Single products of 17 to 128 rows, of our kernels and of cuBLAS:
+//! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans]`.
+//!
+//! Each time is that of one product within a CUDA graph over copies of the weight that together are
+//! far larger than the L2 cache. TB/s counts the weight. `small` is `linear_small` where it takes the
+//! rows. For a gate and up, cuBLAS and `small` are followed by `silu_mul`; `wgmma` has it inside. With
+//! `plans` the 16 ways to launch `wgmma` that should be fastest are timed, and the six that are
+//! fastest printed, beside their place by estimate.
+
+use std::error::Error;
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda::{Event, Graph, GraphPool, Kernels, Stream, synchronize};
+
+const ROUNDS: usize = 9;
+/// Bytes of weights that one graph reads at least.
+const COLD: usize = 512 << 20;
+
+const SHAPES: [(&str, usize, usize, bool); 10] = [
+    ("8B qkv", 6144, 4096, false),
+    ("8B o", 4096, 4096, false),
+    ("8B gate_up", 28_672, 4096, true),
+    ("8B down", 4096, 14_336, false),
+    ("8B head", 128_256, 4096, false),
+    ("0.6B qkv", 4096, 1024, false),
+    ("0.6B o", 1024, 2048, false),
+    ("0.6B gate_up", 6144, 1024, true),
+    ("0.6B down", 1024, 3072, false),
+    ("0.6B head", 151_936, 1024, false),
+];
+
+/// Median microseconds of a graph of what `record` does.
+fn time<T>(record: impl Fn() -> T) -> Result<f64, Box<dyn Error>> {
+    drop(record()); // compiles, allocates
+    synchronize(0)?;
+    let (mut graph, _keep) = Graph::capture(GraphPool::new()?, record)?;
+    let (start, end) = (Event::new(0, true)?, Event::new(0, true)?);
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS + 2 {
+        start.record()?;
+        graph.replay()?;
+        end.record()?;
+        end.synchronize()?;
+        times.push(f64::from(end.since(&start)?) * 1e3);
+    }
+    times.drain(..2);
+    times.sort_by(f64::total_cmp);
+    Ok(times[ROUNDS / 2])
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut rows: Vec<usize> = Vec::new();
+    let mut all_plans = false;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "plans" => all_plans = true,
+            number => rows.push(number.parse()?),
+        }
+    }
+    if rows.is_empty() {
+        rows = vec![17, 32, 64, 96, 128];
+    }
+    let kernels = Kernels::new(0)?;
+    Stream::new(0)?.make_current()?;
+    let device = kernels.device();
+    println!("rows  weight         MB |   cuBLAS us TB/s |    small us TB/s |    wgmma us TB/s");
+    for (name, n, k, gated) in SHAPES {
+        let bytes = n * k * 2;
+        let copies = COLD.div_ceil(bytes).max(2);
+        let shape = [n as i64, k as i64];
+        let scale = (k as f64).powf(-0.5);
+        let weights: Vec<Tensor> = (0..copies)
+            .map(|_| Tensor::randn(shape, (Kind::BFloat16, device)) * scale)
+            .collect();
+        for &m in &rows {
+            let x = Tensor::randn([m as i64, k as i64], (Kind::BFloat16, device));
+            let each = |product: &dyn Fn(&Tensor) -> Tensor| -> Result<f64, Box<dyn Error>> {
+                let total = time(|| {
+                    for w in &weights {
+                        drop(product(w));
+                    }
+                })?;
+                Ok(total / copies as f64)
+            };
+            let activated = |y: Tensor| match gated {
+                true => kernels.silu_mul(&y).expect("fits"),
+                false => y,
+            };
+            let cell = |us: f64| format!("{us:9.2} {:6.2}", bytes as f64 / us / 1e6);
+            let cublas = each(&|w| activated(x.linear::<&Tensor>(w, None)))?;
+            print!(
+                "{m:4}  {name:12} {:5.0} | {}",
+                bytes as f64 / 1e6,
+                cell(cublas)
+            );
+            match m <= kernels.linear_small_rows(n, k) {
+                true => {
+                    let small =
+                        each(&|w| activated(kernels.linear_small(&x, w, None).expect("fits")))?;
+                    print!(" | {}", cell(small));
+                }
+                false => print!(" | {:>16}", "-"),
+            }
+            let plans = kernels.linear_wgmma_plans(m, n, k, gated);
+            let by = |plan| {
+                each(&|w| {
+                    kernels
+                        .linear_wgmma_by(plan, &x, w, None, gated)
+                        .expect("a plan of this problem")
+                })
+            };
+            match plans.first() {
+                Some(first) => println!(" | {}", cell(by(*first)?)),
+                None => println!(" | {:>16}", "-"),
+            }
+            if all_plans {
+                let mut timed = Vec::new();
+                for (place, plan) in plans.into_iter().take(16).enumerate() {
+                    timed.push((by(plan)?, place, plan));
+                }
+                timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+                for (us, place, plan) in timed.into_iter().take(6) {
+                    println!("      {} estimated {place:2}. {plan:?}", cell(us));
+                }
+            }
+        }
+    }
+    Ok(())
+}

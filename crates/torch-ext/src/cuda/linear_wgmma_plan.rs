@@ -1,0 +1,260 @@
+//! How `linear_wgmma.cu` is built and launched for a problem.
+
+/// Columns of K in a stage of the ring: CHUNK in the source.
+const CHUNK: usize = 64;
+/// Most bytes of shared memory for the ring: what Hopper gives a thread block, less the barriers and
+/// what it takes to begin at a multiple of 1024.
+const RING: usize = (227 - 2) << 10;
+/// Most stages: barriers are cheap, but so deep a ring of small stages brings nothing more.
+const MOST_STAGES: usize = 12;
+/// Most thread blocks of a cluster on every GPU that has them.
+const MOST_CLUSTER: usize = 8;
+/// Groups of eight tokens that the kernel is built for. Each is compiled once for each weight shape,
+/// so there are few.
+const GROUPS: [usize; 3] = [4, 8, 16];
+
+/// Most rows of x that the kernel takes.
+pub(super) const MAX_ROWS: usize = 8 * GROUPS[GROUPS.len() - 1];
+
+/// What is asked of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Problem {
+    /// Rows of x.
+    pub(super) tokens: usize,
+    /// Rows of w.
+    pub(super) n: usize,
+    /// Columns of w.
+    pub(super) k: usize,
+    /// w is gate rows, then up rows.
+    pub(super) gated: bool,
+}
+
+/// One way to build and launch the kernel for a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WgmmaPlan {
+    /// Groups of eight tokens.
+    pub(super) nt: usize,
+    /// Warpgroups, of 64 rows of w each.
+    pub(super) wgs: usize,
+    /// Thread blocks of a cluster that share out K.
+    pub(super) split: usize,
+    /// Thread blocks of a cluster that share what they read of x.
+    pub(super) share: usize,
+    /// Of the ring.
+    pub(super) stages: usize,
+    /// Rows of w in units of what a thread block takes.
+    pub(super) tiles: usize,
+    /// In the grid.
+    pub(super) clusters: usize,
+}
+
+impl WgmmaPlan {
+    pub(super) fn cluster(&self) -> usize {
+        self.split * self.share
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        128 * self.wgs + 32
+    }
+
+    fn stage_bytes(&self) -> usize {
+        (64 * self.wgs + 8 * self.nt) * CHUNK * 2
+    }
+
+    /// Dynamic shared memory, in bytes.
+    pub(super) fn shared(&self) -> usize {
+        self.stages * self.stage_bytes() + 1024
+    }
+
+    /// Bytes of sums that the blocks of a split send each other.
+    fn sums(&self) -> usize {
+        match self.split {
+            1 => 0,
+            _ => 64 * self.wgs * 8 * self.nt * 4,
+        }
+    }
+
+    /// The plan of these shapes, if there is one.
+    fn of(
+        problem: Problem,
+        wgs: usize,
+        split: usize,
+        share: usize,
+        num_sms: usize,
+    ) -> Option<Self> {
+        let nt = GROUPS.into_iter().find(|nt| 8 * nt >= problem.tokens)?;
+        let chunks = problem.k.div_ceil(CHUNK);
+        let tiles = problem.n.div_ceil(64 * wgs);
+        let groups = tiles.div_ceil(share);
+        if !nt.is_multiple_of(share) || share > tiles || split > chunks {
+            return None;
+        }
+        let resident = resident(split * share, num_sms);
+        let mut plan = Self {
+            nt,
+            wgs,
+            split,
+            share,
+            stages: 0,
+            tiles,
+            // A block adds up in its ring, so it has one tile; otherwise the ring runs on from tile
+            // to tile.
+            clusters: if split > 1 {
+                groups
+            } else {
+                groups.min(resident)
+            },
+        };
+        plan.stages = (RING / plan.stage_bytes()).min(MOST_STAGES);
+        (plan.stages >= 2 && plan.sums() <= plan.stages * plan.stage_bytes()).then_some(plan)
+    }
+
+    /// Microseconds that it should take, from what the GPU can do at best: memory and L2 as a whole,
+    /// a multiprocessor's own path to them, its shared memory, and the exchange of sums. An estimate
+    /// to choose by (H200; not fitted to measurements yet).
+    fn estimate(&self, problem: Problem, num_sms: usize) -> f64 {
+        const MEMORY: f64 = 4.3e6; // bytes a microsecond
+        const L2: f64 = 6.0e6;
+        const SM_INPUT: f64 = 80e3; // of one multiprocessor
+        const SM_SHARED: f64 = 200e3;
+        const SM_EXCHANGE: f64 = 30e3;
+        const LATENCY: f64 = 1.5; // microseconds, under load
+        let chunks = problem.k.div_ceil(CHUNK).div_ceil(self.split) as f64;
+        let groups = self.tiles.div_ceil(self.share);
+        let rounds = groups.div_ceil(resident(self.cluster(), num_sms)) as f64;
+        let blocks = (groups * self.cluster()) as f64;
+        let w = (64 * self.wgs * CHUNK * 2) as f64;
+        let x = (8 * self.nt * CHUNK * 2) as f64;
+        let all_w = (problem.n * problem.k * 2) as f64;
+        // Of one block in one round.
+        let input = chunks * (w + x) / SM_INPUT;
+        let products = chunks * (w + x + self.wgs as f64 * (64.0 * 128.0 + x)) / SM_SHARED;
+        let latency = chunks * LATENCY / self.stages as f64;
+        let streams = [
+            all_w / MEMORY,
+            blocks * chunks * (w + x / self.share as f64) / L2,
+            rounds * input.max(products).max(latency),
+        ];
+        let exchange = match self.split {
+            1 => 0.3,
+            s => 1.0 + rounds * self.sums() as f64 * (s - 1) as f64 / s as f64 / SM_EXCHANGE,
+        };
+        // Nearly the largest: what almost holds things up does so a little.
+        let stream = streams.iter().map(|s| s.powi(8)).sum::<f64>().powf(0.125);
+        // Blocks that share x wait for one another.
+        stream * (0.98 + 0.01 * self.share as f64) + exchange
+    }
+}
+
+/// Clusters that run at the same time, one block a multiprocessor. Graphics processing clusters have
+/// 16 or 18 multiprocessors, some fewer, so not all can be used by large clusters.
+fn resident(cluster: usize, num_sms: usize) -> usize {
+    match cluster {
+        1 | 2 => num_sms / cluster,
+        4 => num_sms / 4 - num_sms / 128,
+        _ => (num_sms / 8).saturating_sub(num_sms / 64),
+    }
+    .max(1)
+}
+
+/// All plans for a problem, the one that should be fastest first; none if the kernel does not take
+/// it.
+pub(super) fn plans(problem: Problem, num_sms: usize) -> Vec<WgmmaPlan> {
+    let Problem {
+        tokens,
+        n,
+        k,
+        gated,
+    } = problem;
+    let fits = tokens > 0
+        && tokens <= MAX_ROWS
+        && n > 0
+        && k > 0
+        && k.is_multiple_of(8)
+        // Eight rows of the gate go with eight of up.
+        && (!gated || n.is_multiple_of(16))
+        && n.max(k) <= (i32::MAX as usize) - 512;
+    if !fits {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for wgs in 1..=4 {
+        for split in [1, 2, 4, 8] {
+            for share in [1, 2, 4] {
+                if split * share <= MOST_CLUSTER {
+                    found.extend(WgmmaPlan::of(problem, wgs, split, share, num_sms));
+                }
+            }
+        }
+    }
+    let time = |plan: &WgmmaPlan| plan.estimate(problem, num_sms);
+    found.sort_by(|a, b| time(a).total_cmp(&time(b)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(tokens: usize, n: usize, k: usize) -> Problem {
+        Problem {
+            tokens,
+            n,
+            k,
+            gated: false,
+        }
+    }
+
+    #[test]
+    fn plans_fit_the_device() {
+        for num_sms in [78, 114, 132] {
+            for (n, k) in [
+                (1, 8),
+                (17, 72),
+                (1024, 2048),
+                (4096, 14_336),
+                (151_936, 1024),
+            ] {
+                for tokens in [1, 17, 32, 33, 64, 65, 100, 128] {
+                    let plans = plans(problem(tokens, n, k), num_sms);
+                    assert!(!plans.is_empty());
+                    for plan in plans {
+                        assert!(plan.shared() <= 226 << 10, "{plan:?}");
+                        assert!((2..=MOST_STAGES).contains(&plan.stages));
+                        assert!(plan.cluster() <= MOST_CLUSTER && plan.threads() <= 1024);
+                        assert!(plan.tiles * 64 * plan.wgs >= n && plan.nt * 8 >= tokens);
+                        assert!(plan.clusters >= 1);
+                        // What the source asserts.
+                        assert_eq!((plan.wgs * 4 * plan.nt) % plan.split, 0);
+                        // Registers of a multiprocessor: sums, and 40 others a thread.
+                        let registers = 4 * plan.nt + 40;
+                        assert!(plan.threads() * registers <= 65_536, "{plan:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_has_no_plan() {
+        assert!(plans(problem(129, 64, 64), 132).is_empty());
+        assert!(plans(problem(0, 64, 64), 132).is_empty());
+        assert!(plans(problem(32, 64, 63), 132).is_empty());
+        let gated = Problem {
+            gated: true,
+            ..problem(32, 72, 64)
+        };
+        assert!(plans(gated, 132).is_empty());
+    }
+
+    /// The shapes that the kernel is for use the whole GPU or nearly so.
+    #[test]
+    fn large_weights_are_read_by_most_of_the_gpu() {
+        for (n, k) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)] {
+            for tokens in [32, 64, 128] {
+                let best = plans(problem(tokens, n, k), 132)[0];
+                assert!(best.clusters * best.cluster() >= 80, "{best:?}");
+            }
+        }
+    }
+}

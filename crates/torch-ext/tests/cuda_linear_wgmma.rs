@@ -1,0 +1,279 @@
+//! Products of up to 128 rows on warpgroup instructions, against float64.
+#![cfg(feature = "cuda")]
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::{self, Graph, GraphPool, Kernels, Stream, synchronize};
+
+const MOST: usize = 128;
+const EPS: f64 = 1e-6;
+
+/// `None` where the kernel does not run.
+fn kernels() -> Option<Kernels> {
+    if !cuda::is_available() {
+        println!("skipped: no CUDA device");
+        return None;
+    }
+    let kernels = Kernels::new(0).unwrap();
+    if kernels.capability() != (9, 0) {
+        println!("skipped: not a Hopper GPU");
+        return None;
+    }
+    Some(kernels)
+}
+
+/// On the device.
+fn random(kernels: &Kernels, shape: &[usize], kind: Kind, scale: f64) -> Tensor {
+    let shape: Vec<i64> = shape.iter().map(|n| *n as i64).collect();
+    (Tensor::randn(shape, (Kind::Float, kernels.device())) * scale).to_kind(kind)
+}
+
+/// Small whole numbers: every sum is exact, so is every wrong index seen.
+fn whole(kernels: &Kernels, shape: &[usize], kind: Kind) -> Tensor {
+    let shape: Vec<i64> = shape.iter().map(|n| *n as i64).collect();
+    Tensor::randint_low(-2, 3, shape, (Kind::Float, kernels.device())).to_kind(kind)
+}
+
+fn wide(x: &Tensor) -> Tensor {
+    x.to_kind(Kind::Double)
+}
+
+fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    wide(x).linear(&wide(w), bias.map(wide).as_ref())
+}
+
+/// |got - want| / |want|
+fn distance(got: &Tensor, want: &Tensor) -> f64 {
+    let want = wide(want);
+    ((wide(got) - &want).norm() / want.norm()).double_value(&[])
+}
+
+fn rounding(kind: Kind) -> f64 {
+    match kind {
+        Kind::BFloat16 => 2f64.powi(-8),
+        _ => 2f64.powi(-11),
+    }
+}
+
+fn close(got: &Tensor, want: &Tensor, kind: Kind, what: &str) {
+    assert_eq!(got.size(), want.size(), "{what}");
+    let distance = distance(got, want);
+    // NaN is not close.
+    assert!(
+        distance <= 1.5 * rounding(kind),
+        "{what}: {distance:.2e} away"
+    );
+}
+
+/// silu(gate) * up, rounded where the kernel rounds.
+fn gated(product: &Tensor, kind: Kind) -> Tensor {
+    let halves = product.to_kind(kind).chunk(2, -1);
+    wide(&halves[0]).silu().to_kind(kind) * &halves[1]
+}
+
+#[test]
+fn every_number_of_rows() {
+    let Some(kernels) = kernels() else { return };
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let (n, k) = (200, 328);
+        let w = whole(&kernels, &[n, k], kind);
+        for m in 1..=MOST {
+            let x = whole(&kernels, &[m, k], kind);
+            let want = product(&x, &w, None);
+            let got = kernels.linear_wgmma(&x, &w, None).unwrap();
+            assert!(got.equal(&want.to_kind(kind)), "{m} rows, {kind:?}");
+        }
+        let x = whole(&kernels, &[MOST + 1, k], kind);
+        assert!(kernels.linear_wgmma(&x, &w, None).is_err());
+    }
+}
+
+#[test]
+fn shapes_of_models_and_odd_ones() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(5);
+    let shapes = [
+        (1, 8),
+        (17, 72),
+        (1000, 1000),
+        (264, 14_336),
+        (40_008, 200),
+        (4096, 1024),
+        (1024, 2048),
+        (1024, 3072),
+        (6144, 4096),
+        (4096, 4096),
+        (4096, 14_336),
+        (28_672, 4096),
+        (151_936, 1024),
+    ];
+    for (n, k) in shapes {
+        let kind = if n % 3 == 0 {
+            Kind::Half
+        } else {
+            Kind::BFloat16
+        };
+        let w = random(&kernels, &[n, k], kind, (k as f64).powf(-0.5));
+        for m in [
+            17,
+            32,
+            rng.random_range(33..64),
+            64,
+            rng.random_range(65..128),
+            MOST,
+        ] {
+            let x = random(&kernels, &[m, k], kind, 1.0);
+            let bias = (m % 2 == 1).then(|| random(&kernels, &[n], kind, 1.0));
+            let want = product(&x, &w, bias.as_ref());
+            let what = format!("{m} x {k} x {n} {kind:?}");
+            let got = kernels.linear_wgmma(&x, &w, bias.as_ref()).unwrap();
+            close(&got, &want, kind, &what);
+            // Timing decides nothing.
+            let again = kernels.linear_wgmma(&x, &w, bias.as_ref()).unwrap();
+            assert!(got.equal(&again), "{what}: not the same twice");
+            if n % 16 == 0 {
+                let want = gated(&product(&x, &w, None), kind);
+                let got = kernels.linear_wgmma_gated(&x, &w).unwrap();
+                // Two more roundings than in a plain product.
+                close(&(got / 2), &(want / 2), kind, &format!("gated {what}"));
+            }
+        }
+    }
+}
+
+/// Every way to divide the work gives the same exact sums.
+#[test]
+fn all_plans() {
+    let Some(kernels) = kernels() else { return };
+    let kind = Kind::BFloat16;
+    for (m, n, k, gate) in [
+        (21, 1000, 1064, false),
+        (100, 1216, 648, false),
+        (50, 1232, 1032, true),
+    ] {
+        let w = whole(&kernels, &[n, k], kind);
+        let x = whole(&kernels, &[m, k], kind);
+        let bias = whole(&kernels, &[n], kind);
+        let bias = (!gate).then_some(&bias);
+        let sums = product(&x, &w, bias);
+        let plans = kernels.linear_wgmma_plans(m, n, k, gate);
+        assert!(plans.len() > 10);
+        for plan in plans {
+            let got = kernels.linear_wgmma_by(plan, &x, &w, bias, gate).unwrap();
+            let what = format!("{m} x {k} x {n} {plan:?}");
+            match gate {
+                // silu in float32 against float64.
+                true => close(&(got / 2), &(gated(&sums, kind) / 2), kind, &what),
+                false => assert!(got.equal(&sums.to_kind(kind)), "{what}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_others() {
+    let Some(kernels) = kernels() else { return };
+    let kind = Kind::BFloat16;
+    for (n, k) in [(1024, 2048), (6144, 1024), (4096, 4096)] {
+        let w = random(&kernels, &[n, k], kind, 0.05);
+        for m in [32, 64, 128] {
+            let x = random(&kernels, &[m, k], kind, 1.0);
+            let all = kernels.linear_wgmma(&x, &w, None).unwrap();
+            // Others that could spoil everything they touch.
+            let mut mates = Tensor::full([m as i64, k as i64], f64::NAN, (kind, kernels.device()));
+            mates.narrow(0, 5, 3).copy_(&x.narrow(0, 5, 3));
+            let some = kernels.linear_wgmma(&mates, &w, None).unwrap();
+            assert!(some.narrow(0, 5, 3).equal(&all.narrow(0, 5, 3)));
+            mates = x.flip([0]).contiguous();
+            let turned = kernels.linear_wgmma(&mates, &w, None).unwrap();
+            assert!(turned.flip([0]).equal(&all));
+        }
+    }
+}
+
+/// Kernels of a chain start before the one before them has finished.
+#[test]
+fn a_chain_in_a_graph_keeps_its_order() {
+    let Some(kernels) = kernels() else { return };
+    Stream::new(0).unwrap().make_current().unwrap();
+    let kind = Kind::BFloat16;
+    const LAYERS: usize = 12;
+    for m in [17, 33, 60, 100, 128] {
+        let (k, n) = (512, 1536);
+        let norm = random(&kernels, &[k], kind, 1.0);
+        let up: Vec<Tensor> = (0..LAYERS)
+            .map(|_| random(&kernels, &[2 * n, k], kind, 0.06))
+            .collect();
+        let down: Vec<Tensor> = (0..LAYERS)
+            .map(|_| random(&kernels, &[k, n], kind, 0.03))
+            .collect();
+        let mut input = random(&kernels, &[m, k], kind, 1.0);
+        let fused = || {
+            let mut residual = input.copy();
+            let mut x = kernels.rms_norm(&residual, &norm, EPS).unwrap();
+            for (up, down) in up.iter().zip(&down) {
+                let y = kernels.linear_wgmma_gated(&x, up).unwrap();
+                let y = kernels.linear_wgmma(&y, down, None).unwrap();
+                x = kernels.add_rms_norm(&mut residual, &y, &norm, EPS).unwrap();
+            }
+            x
+        };
+        let plain = |input: &Tensor| {
+            let mut residual = input.copy();
+            let mut x = kernels.rms_norm(&residual, &norm, EPS).unwrap();
+            for (up, down) in up.iter().zip(&down) {
+                let y = gated(&x.linear::<&Tensor>(up, None), kind);
+                let y = y.linear::<&Tensor>(down, None);
+                x = kernels.add_rms_norm(&mut residual, &y, &norm, EPS).unwrap();
+            }
+            x
+        };
+        drop(fused()); // compiles
+        let (mut graph, out) = Graph::capture(GraphPool::new().unwrap(), fused).unwrap();
+        for _ in 0..20 {
+            input.copy_(&random(&kernels, &[m, k], kind, 1.0));
+            graph.replay().unwrap();
+            synchronize(0).unwrap();
+            let error = distance(&out, &plain(&input));
+            assert!(error < 0.03, "{m} rows: {error:.2e} away");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let Some(kernels) = kernels() else { return };
+    let of = |shape: &[i64], kind| Tensor::zeros(shape, (kind, kernels.device()));
+    let (b, h) = (Kind::BFloat16, Kind::Half);
+    let w = of(&[32, 64], b);
+    let x = of(&[20, 64], b);
+    assert!(kernels.linear_wgmma(&of(&[20, 64], h), &w, None).is_err());
+    assert!(kernels.linear_wgmma(&of(&[20, 72], b), &w, None).is_err());
+    assert!(kernels.linear_wgmma(&of(&[129, 64], b), &w, None).is_err());
+    assert!(
+        kernels
+            .linear_wgmma(&x, &of(&[32, 64], Kind::Float), None)
+            .is_err()
+    );
+    assert!(
+        kernels
+            .linear_wgmma(&x, &of(&[64, 32], b).tr(), None)
+            .is_err()
+    );
+    assert!(kernels.linear_wgmma(&x, &w, Some(&of(&[31], b))).is_err());
+    assert!(kernels.linear_wgmma_gated(&x, &of(&[40, 64], b)).is_err());
+    let cpu = Tensor::zeros([20, 64], (b, Device::Cpu));
+    assert!(kernels.linear_wgmma(&cpu, &w, None).is_err());
+    let other = kernels.linear_wgmma_plans(20, 4096, 4096, false);
+    for plan in other {
+        // A plan of another problem is no plan of this one, unless it happens to be.
+        if !kernels
+            .linear_wgmma_plans(20, 32, 64, false)
+            .contains(&plan)
+        {
+            assert!(kernels.linear_wgmma_by(plan, &x, &w, None, false).is_err());
+        }
+    }
+    let empty = kernels.linear_wgmma(&of(&[0, 64], b), &w, None).unwrap();
+    assert_eq!(empty.size(), [0, 32]);
+}

@@ -113,7 +113,7 @@ fn decode(kernels: &Kernels, copy: f64) -> Outcome<()> {
         let us = time(|| {
             (0..layers).try_for_each(|layer| {
                 let (q, kv, out) = (&setup.q, setup.kv(layer), &setup.out);
-                kernels.attention_decode(q, &kv, &seqs, out, &setup.scores, longest, &workspace)
+                kernels.attention_decode(q, &kv, &seqs, out, &setup.scores, longest, 1, &workspace)
             })
         })? / layers as f64;
         let bytes = (count * context) as f64 * (kv_heads * head_dim * 4) as f64;

@@ -227,6 +227,7 @@ fn decode_equals_float64_and_does_not_depend_on_the_batch() {
                         out,
                         &case.scores,
                         longest,
+                        1,
                         &workspace,
                     )
                     .unwrap();
@@ -263,6 +264,7 @@ fn a_captured_decode_serves_other_contexts() {
                 &out,
                 &case.scores,
                 4096,
+                1,
                 &workspace,
             )
             .unwrap();
@@ -445,7 +447,7 @@ fn what_does_not_fit_is_refused() {
     let seqs = Tensor::from_slice(&[0i32, 1]).to_device(kernels.device());
     let out = right.poison();
     let decode = |q: &Tensor, kv: &PagedKv, seqs: &Tensor, scores: &Scores, context| {
-        kernels.attention_decode(q, kv, seqs, &out, scores, context, &workspace)
+        kernels.attention_decode(q, kv, seqs, &out, scores, context, 1, &workspace)
     };
     let (q, kv, scores) = (&right.q, right.kv(), right.scores);
     decode(q, &kv, &seqs, &scores, 64).unwrap();
@@ -487,11 +489,96 @@ fn what_does_not_fit_is_refused() {
     };
     let workspace = kernels.decode_workspace(right.heads, 4, 64).unwrap();
     kernels
-        .attention_decode(q, &lost, &wild, &out, &scores, 64, &workspace)
+        .attention_decode(q, &lost, &wild, &out, &scores, 64, 1, &workspace)
         .unwrap();
     let tiles = wild.view([2, 2]);
     kernels
         .attention_prefill(q, &lost, &tiles, &out, &scores)
         .unwrap();
     cuda::synchronize(0).unwrap();
+}
+
+/// What `--deterministic` rests on: a prompt's tokens as rows of their own, which attend to keys
+/// that the kernel just before writes, in one launch or several, have the same bits.
+#[test]
+fn tokens_of_a_prompt_as_rows_of_their_own() {
+    let Some(kernels) = kernels() else { return };
+    let on = kernels.device();
+    let stream = cuda::Stream::new(0).unwrap();
+    stream.make_current().unwrap();
+    let (h, kv, dim, block) = (8i64, 2i64, 128i64, 16i64);
+    let (tokens, kind) = (700i64, Kind::BFloat16);
+    let blocks = (tokens + block - 1) / block;
+    let heads = heads(h as usize, kv as usize, dim as usize);
+    let size = [tokens, (h + 2 * kv) * dim];
+    let mut qkv = Tensor::randn(size, (Kind::Float, on)).to_kind(kind);
+    let weight = Tensor::randn([dim], (Kind::Float, on)).to_kind(kind);
+    let [cos, sin] = [(); 2].map(|()| Tensor::randn([tokens, dim / 2], (Kind::Float, on)));
+    let positions = Tensor::arange(tokens, (Kind::Int64, on));
+    let cache = [blocks, kv, block, dim];
+    let [k, v] = [(); 2].map(|()| Tensor::zeros(cache, (kind, on)));
+    let table = Tensor::arange(blocks, (Kind::Int, on)).repeat([tokens, 1]);
+    let rows = Tensor::arange(tokens + 1, (Kind::Int, on));
+    let scores = Scores {
+        scale: (dim as f64).powf(-0.5),
+        window: None,
+        soft_cap: None,
+    };
+    let n = tokens as usize;
+    let workspace = kernels.decode_workspace(heads, n, n).unwrap();
+    // Tokens `first..first + len`, which the cache does not know yet.
+    let chunk = |qkv: &Tensor, first: i64, len: i64| {
+        let part = |x: &Tensor| x.narrow(0, first, len);
+        let q = kernels
+            .write_kv(&WriteKv {
+                qkv: &part(qkv),
+                qk_norm: Some((&weight, &weight)),
+                eps: 1e-6,
+                cos: &cos,
+                sin: &sin,
+                rope_index: &part(&positions),
+                slots: &part(&positions),
+                k_cache: &k,
+                v_cache: &v,
+            })
+            .unwrap();
+        let out = Tensor::empty([len, h * dim], (kind, on));
+        let (starts, seqs) = (rows.narrow(0, 0, len + 1), rows.narrow(0, 0, len));
+        let paged = PagedKv {
+            k: &k,
+            v: &v,
+            block_tables: &part(&table),
+            query_start: &starts,
+            context_len: &(part(&rows.narrow(0, 1, tokens))),
+        };
+        kernels
+            .attention_decode(&q, &paged, &seqs, &out, &scores, n, usize::MAX, &workspace)
+            .unwrap();
+        out
+    };
+    drop(chunk(&qkv, 0, tokens)); // compiles both ways to write
+    drop(chunk(&qkv, 0, 1));
+    cuda::synchronize(0).unwrap();
+    let (mut graph, out) =
+        Graph::capture(GraphPool::new().unwrap(), || chunk(&qkv, 0, tokens)).unwrap();
+    for round in 0..10 {
+        qkv.copy_(&Tensor::randn(size, (Kind::Float, on)));
+        for cache in [&k, &v] {
+            let _ = cache.shallow_clone().fill_(f64::NAN);
+        }
+        graph.replay().unwrap();
+        cuda::synchronize(0).unwrap();
+        let whole = out.copy();
+        // The same, one chunk after the other, and nothing starts early.
+        let step = [1, 16, 33, 255, 256][round % 5];
+        let mut first = 0;
+        while first < tokens {
+            let len = step.min(tokens - first);
+            let part = chunk(&qkv, first, len);
+            cuda::synchronize(0).unwrap();
+            let want = whole.narrow(0, first, len);
+            assert!(part.equal(&want), "chunks of {step}, from token {first}");
+            first += len;
+        }
+    }
 }

@@ -154,6 +154,7 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 /// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]].
 /// part: [n, kv_heads * groups, part_splits, rows, HEAD_DIM], part_ml: the same without HEAD_DIM,
 /// counters: [n, kv_heads * groups], zero before and after.
+/// fresh: how many of a context's newest tokens the kernel before this one may write.
 /// Indices that point outside of a tensor are not followed.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_decode(const elem *q, const elem *k, const elem *v, const int *block_tables,
@@ -161,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
                      int heads, int kv_heads, int groups, int rows, int width, int blocks,
                      int block_size, int max_context, int window, int max_splits, int part_splits,
-                     float scale, float soft_cap) {
+                     float scale, float soft_cap, int fresh) {
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char *ring = shared;
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
@@ -240,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (ahead.item < end) {
             const int *table = block_tables + (i64)table_rows[ahead.seq] * width;
             i64 at = find_tile(ahead, table, p);
-            // The newest token was written by the kernel before this one; all others earlier.
-            if (!waited && ahead.first_tile + ahead.tile >= (ahead.context - 1) / TILE) {
+            // The `fresh` newest tokens are written by the kernel before this one; all others were earlier.
+            if (!waited && (ahead.first_tile + ahead.tile + 1) * TILE > ahead.context - fresh) {
                 pdl_wait();
                 waited = true;
             }

@@ -35,6 +35,10 @@ DEVICE float2 scaled(float2 x, float inv, u32 weight) {
     return unpack2<elem>(pack2<elem>(y.x * w.x, y.y * w.y));
 }
 
+/// a cos + b sin. Which of the products is fused with the sum is said here, not left to the compiler:
+/// a row's bits must not depend on HEADS.
+DEVICE float turn(float a, float b, float cos, float sin) { return __fmaf_rn(a, cos, __fmul_rn(b, sin)); }
+
 /// qkv: [tokens, heads + 2 kv_heads, HEAD_DIM]. Writes q [tokens, heads, HEAD_DIM] and the rows of
 /// k_cache and v_cache ([blocks, kv_heads, block_size, HEAD_DIM]) that `slots` names. Indices that
 /// point outside are not followed: a bad slot writes nothing, a bad rope_index takes the nearest
@@ -111,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #if QK_NORM
             float squares = 0.f;
 #pragma unroll
-            for (int i = 0; i < WORDS; ++i) squares += x[i].x * x[i].x + x[i].y * x[i].y;
+            for (int i = 0; i < WORDS; ++i) squares = __fmaf_rn(x[i].x, x[i].x, __fmaf_rn(x[i].y, x[i].y, squares));
             float inv = rsqrtf(warp_sum(squares) / HEAD_DIM + eps);
 #pragma unroll
             for (int i = 0; i < WORDS; ++i) x[i] = scaled(x[i], inv, is_q ? q_weight[i] : k_weight[i]);
@@ -119,8 +123,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
             for (int i = 0; i < TURNS; ++i) {
                 float2 a = x[2 * i], b = x[2 * i + 1], c = cos_row[i], s = sin_row[i];
-                x[2 * i] = make_float2(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y);
-                x[2 * i + 1] = make_float2(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y);
+                x[2 * i] = make_float2(turn(a.x, b.x, c.x, -s.x), turn(a.y, b.y, c.y, -s.y));
+                x[2 * i + 1] = make_float2(turn(b.x, a.x, c.x, s.x), turn(b.y, a.y, c.y, s.y));
             }
 #pragma unroll
             for (int i = 0; i < WORDS; ++i) words[h][i] = pack2<elem>(x[i].x, x[i].y);

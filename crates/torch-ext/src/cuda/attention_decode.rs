@@ -151,8 +151,10 @@ impl Kernels {
     /// sequence's result does not depend on the others, to the last bit. Block sizes that are a
     /// multiple of 16 are fast, others work.
     ///
-    /// All lists, and keys and values but the newest token's, are read before the kernel waits for
-    /// the one before it: no kernel that lets its successor start early may write them.
+    /// All lists, and keys and values but those of the `fresh` newest tokens of each context, are
+    /// read before the kernel waits for the one before it: no kernel that lets its successor start
+    /// early may write them. So `fresh` is 1 if the kernel before writes one token of each sequence,
+    /// and their number if it writes several (`usize::MAX`: any).
     #[allow(clippy::too_many_arguments, reason = "what attention is made of")]
     pub fn attention_decode(
         &self,
@@ -162,6 +164,7 @@ impl Kernels {
         out: &Tensor,
         scores: &Scores,
         max_context: usize,
+        fresh: usize,
         workspace: &DecodeWorkspace,
     ) -> Result<(), Error> {
         const OP: &str = "attention_decode";
@@ -239,6 +242,7 @@ impl Kernels {
                 Arg::from(splits as i32),
                 Arg::from(scores.scale as f32),
                 Arg::from(soft_cap),
+                Arg::from(fresh.min(i32::MAX as usize) as i32),
             ];
             // SAFETY: the shapes were checked, the workspace has room for `count` sequences of
             // `splits` splits, and what the device holds is checked in the kernel.

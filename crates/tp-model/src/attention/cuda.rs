@@ -18,6 +18,9 @@ pub struct PagedWork {
     pub prefill: Option<Tensor>,
     /// No sequence of the step has a longer context; of a captured one, none ever will.
     pub max_context: usize,
+    /// How many of a context's newest tokens `decode` reads that this step writes: 1, or more if a
+    /// sequence has several rows.
+    pub fresh: usize,
     /// Where decoding keeps partial results.
     pub workspace: Option<DecodeWorkspace>,
 }
@@ -38,6 +41,7 @@ impl PagedWork {
                 tiles.to_device(kernels.device())
             }),
             max_context: 0,
+            fresh: 1,
             workspace: None,
         }
     }
@@ -126,6 +130,7 @@ impl AttentionBackend for Paged {
                 &out,
                 &scores,
                 work.max_context,
+                work.fresh,
                 workspace,
             ));
         }

@@ -202,6 +202,7 @@ impl CudaRunner {
                 decode: Some(all),
                 prefill: None,
                 max_context: self.config.max_model_len,
+                fresh: 1,
                 workspace: Some(self.workspace.shallow_clone()),
             },
         )
@@ -255,6 +256,11 @@ impl CudaRunner {
             decode: send(&mut self.uploads.decode, &decode)?,
             prefill: send(&mut self.uploads.tiles, &tiles)?.map(|tiles| tiles.view([-1, 2])),
             max_context: self.config.max_model_len,
+            // A prompt's tokens may be rows of their own, which attend to one another.
+            fresh: match self.model.deterministic() {
+                true => usize::MAX,
+                false => 1,
+            },
             workspace: Some(self.workspace.shallow_clone()),
         })
     }

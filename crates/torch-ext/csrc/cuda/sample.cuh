@@ -259,6 +259,13 @@ DEVICE Stats row_stats(const Stats *stats, int slices) {
     return out;
 }
 
+/// What `sample_select` found of a row.
+struct Selected {
+    float max, threshold;
+    /// 0, or why the row cannot be sampled.
+    int code, pad;
+};
+
 /// The code of a row that cannot be sampled, or 0.
 DEVICE int row_error(const Stats &s) {
     if (s.bad_raw != NO_TOKEN) return NOT_FINITE - s.bad_raw;

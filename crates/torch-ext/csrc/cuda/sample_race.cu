@@ -14,12 +14,6 @@ struct Winner {
     int pad;
 };
 
-struct Selected {
-    float max, threshold;
-    /// 0, or why the row cannot be sampled.
-    int code, pad;
-};
-
 /// Covers the rounding of everything that is float32 below (all terms are below 30).
 static const float SLACK = 1e-3f;
 

@@ -1,163 +1,8 @@
 // min-p, top-k and top-p as one number a row: the smallest logit that is kept (see crate
-// `sampler`, filter.rs). Nothing is sorted. Three kernels:
-//   sample_scan       grid (slices, rows): the largest logit of every 64 tokens, and of slices;
-//   sample_histogram  grid (slices, rows): for top-p without top-k, sums of exp((x - max) / t) by
-//                     bucket of x, in fixed point (so their order does not matter);
-//   sample_select     grid (rows): the threshold. Maxima bound top-k, the histogram bounds top-p;
-//                     the few logits at the border are searched in registers, and if they are not
-//                     few (many equal ones, a large k) the whole row, which takes a few times longer.
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    sample_scan(INPUTS, TABLES, int slices, float *chunk_max, Stats *stats, u64 *histogram) {
-    __shared__ Row row;
-    __shared__ float scratch[33];
-    __shared__ int bad_raw, bad;
-    int at = blockIdx.y, thread = threadIdx.x;
-    // This block's slices.
-    int each = (slices + gridDim.x - 1) / gridDim.x;
-    int slice = blockIdx.x * each, end = min(slice + each, slices);
-    pdl_wait();
-    pdl_launch();
-    if (thread == 0) bad_raw = bad = NO_TOKEN;
-    const elem *data = logits + at * stride;
-    i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-    // Under way while the slot is looked up, or the slice before it is worked on.
-    float next[2][8];
-    auto fetch = [&](int slice) {
-#pragma unroll
-        for (int g = 0; g < 2; ++g) {
-            int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) next[g][i] = -INF;
-            if (token < vocab) load8(data, vocab, aligned, token, next[g]);
-        }
-    };
-    if (slice < end) fetch(slice);
-    if (!load_row(row, at, slice * SLICE, end * SLICE, row_slots, positions, slots, aux, tail,
-                  blocks, max_slots)) {
-        return;
-    }
-    for (int i = blockIdx.x * THREADS + thread; i < BUCKETS; i += gridDim.x * THREADS) {
-        histogram[(i64)at * BUCKETS + i] = 0;
-    }
-    Edits edits(row, blocks, vocab);
-    bool edited = edits.any(row);
-    for (; slice < end; ++slice) {
-        int first = slice * SLICE;
-        float x[2][8], most = -INF, least = INF;
-#pragma unroll
-        for (int g = 0; g < 2; ++g) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[g][i] = next[g][i];
-        }
-        if (slice + 1 < end) fetch(slice + 1);
-#pragma unroll
-        for (int g = 0; g < 2; ++g) {
-            int token = first + g * (SLICE / 2) + thread * 8;
-            float here = -INF;
-            if (token < vocab) {
-                int found = first_bad(x[g], token);
-                if (found != NO_TOKEN) atomicMin(&bad_raw, found);
-                if (edited) {
-                    edits.apply(row, token, x[g]);
-                    found = first_bad(x[g], token);
-                    if (found != NO_TOKEN) atomicMin(&bad, found);
-                }
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    here = fmaxf(here, x[g][i]);
-                    if (token + i < vocab) least = fminf(least, x[g][i]);
-                }
-                most = fmaxf(most, here);
-            }
-#pragma unroll
-            for (int d = 1; d < 8; d *= 2) here = fmaxf(here, __shfl_xor_sync(FULL_WARP, here, d));
-            if (thread % 8 == 0 && token < vocab) chunk_max[at * chunks + token / CHUNK] = here;
-        }
-        most = block_max(most, scratch);
-        least = -block_max(-least, scratch);
-        if (thread == 0) stats[(i64)at * slices + slice] = {most, least, NO_TOKEN, NO_TOKEN};
-    }
-    __syncthreads();
-    // Of all this block's slices: only the row's first counts.
-    if (thread == 0 && (bad_raw != NO_TOKEN || bad != NO_TOKEN)) {
-        Stats *last = stats + (i64)at * slices + end - 1;
-        last->bad_raw = bad_raw, last->bad = bad;
-    }
-}
-
-/// `exp(x)` of numbers just below 0, to 1e-13.
-DEVICE double exp_near_0(double x) {
-    double y = 1.0 / 720.0;
-    y = y * x + 1.0 / 120.0;
-    y = y * x + 1.0 / 24.0;
-    y = y * x + 1.0 / 6.0;
-    y = y * x + 0.5;
-    y = y * x + 1.0;
-    return y * x + 1.0;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    sample_histogram(INPUTS, TABLES, const float *chunk_max, const Stats *stats, u64 *histogram) {
-    // Weights relative to the largest of their bucket, times 2^36, in two halves: 8192 of them do
-    // not overflow 32 bits, and shared memory adds no more at a time.
-    __shared__ u32 high[BUCKETS], low[BUCKETS];
-    __shared__ Row row;
-    __shared__ Stats all;
-    __shared__ float threshold;
-    int slice = blockIdx.x, slices = gridDim.x, at = blockIdx.y;
-    int thread = threadIdx.x, first = slice * SLICE;
-    pdl_wait();
-    pdl_launch();
-    if (!load_row(row, at, first, first + SLICE, row_slots, positions, slots, aux, tail, blocks,
-                  max_slots) ||
-        !needs_histogram(row.slot, vocab)) {
-        return;
-    }
-    if (thread < 32) {
-        Stats s = row_stats(stats + (i64)at * slices, slices);
-        float t = -INF;
-        if (row_error(s) == 0 && row.slot.ln_min_p > -1e300) {
-            t = min_p_threshold(s.max, (double)row.slot.temperature, row.slot.ln_min_p);
-        }
-        if (thread == 0) all = s, threshold = t;
-    }
-    for (int i = thread; i < BUCKETS; i += THREADS) high[i] = low[i] = 0;
-    __syncthreads();
-    if (row_error(all) != 0) return;
-    Nucleus nucleus(all, threshold, row.slot.temperature);
-    const elem *data = logits + at * stride;
-    Edits edits(row, blocks, vocab);
-    i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-#pragma unroll
-    for (int g = 0; g < 2; ++g) {
-        int token = first + g * (SLICE / 2) + thread * 8;
-        if (token >= vocab || !(chunk_max[at * chunks + token / CHUNK] >= nucleus.floor)) continue;
-        float x[8];
-        load8(data, vocab, aligned, token, x);
-        edits.apply(row, token, x);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (!(x[i] >= nucleus.floor) || token + i >= vocab) continue;
-            int bucket = nucleus.bucket(x[i]);
-            double rest = nucleus.exponent(x[i]) + (double)bucket * nucleus.width;
-            u64 weight = (u64)(exp_near_0(rest) * 68719476736.0 + 0.5);
-            atomicAdd(&high[bucket], (u32)(weight >> 18));
-            atomicAdd(&low[bucket], (u32)weight & 0x3ffffu);
-        }
-    }
-    __syncthreads();
-    for (int i = thread; i < BUCKETS; i += THREADS) {
-        u64 sum = ((u64)high[i] << 18) + low[i];
-        if (sum != 0) atomicAdd(&histogram[(i64)at * BUCKETS + i], sum);
-    }
-}
-
-struct Selected {
-    float max, threshold;
-    /// 0, or why the row cannot be sampled.
-    int code, pad;
-};
+// `sampler`, filter.rs). Nothing is sorted. Grid (rows). What `sample_scan.cu` found bounds the
+// threshold: maxima bound top-k, the histogram bounds top-p; the few logits at the border are
+// searched in registers, and if they are not few (many equal ones, a large k) the whole row, which
+// takes a few times longer.
 
 /// Candidates that are searched in registers, and how many a thread has.
 static const int MOST = 4096, EACH = MOST / THREADS;
@@ -172,8 +17,11 @@ struct Shared {
     u32 least, most;
     u32 keys[MOST];
     u16 list[MOST_CHUNKS];
-    int counts[THREADS / 32][3], count[3];
+    int counts[THREADS / 32][3];
     double sums[THREADS / 32][3], sum[3];
+    /// Read as one vector: it must not share its 16 bytes with what another warp already writes.
+    /// Nothing would go wrong (that word is not used), but racecheck reports it.
+    alignas(16) int count[4];
     double scan[THREADS / 32];
     double above;
     int bucket;

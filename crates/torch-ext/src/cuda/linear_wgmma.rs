@@ -1,13 +1,13 @@
 //! Matrix products of up to 128 rows on Hopper's warpgroup instructions.
 
-use std::ops::RangeInclusive;
+use std::ops::Range;
 
 use tch::Tensor;
 
 use super::check::{HALVES, Operand};
 use super::compile::Source;
 use super::kernels::{Arg, Kernels, Launch};
-use super::linear_wgmma_plan::{MAX_ROWS, Problem, WgmmaPlan, plans};
+use super::linear_wgmma_plan::{MAX_ROWS, Problem, WgmmaPlan, best, plans};
 use super::rope::{element, same_kind};
 use super::tensor_map::TensorMap;
 use crate::Error;
@@ -37,17 +37,21 @@ pub(crate) static SOURCE: Source = Source {
 
 /// For which rows of x [`Kernels::wgmma_rows`] prefers this kernel: where it was measured to be
 /// faster than `linear_small` below, and than cuBLAS above. NOT MEASURED YET: the kernel has not run.
-const PREFERRED: RangeInclusive<usize> = 17..=MAX_ROWS;
+const PREFERRED: Range<usize> = 17..MAX_ROWS + 1;
 
 impl Kernels {
     /// For how many rows of x [`linear_wgmma`](Self::linear_wgmma) is the kernel of choice for a
     /// weight of `[out_features, in_features]`; empty if it does not take it, or before or after
     /// Hopper.
-    pub fn wgmma_rows(&self, out_features: usize, in_features: usize) -> RangeInclusive<usize> {
-        let most = *PREFERRED.end();
-        match self.linear_wgmma_plan(most, out_features, in_features, false) {
-            Some(_) => PREFERRED,
-            None => 1..=0,
+    pub fn wgmma_rows(&self, out_features: usize, in_features: usize) -> Range<usize> {
+        // Asked for every product of a step: no plan is made for the answer.
+        let takes = self.capability() == (9, 0)
+            && out_features > 0
+            && in_features > 0
+            && in_features.is_multiple_of(8);
+        match takes {
+            true => PREFERRED,
+            false => 0..0,
         }
     }
 
@@ -82,10 +86,11 @@ impl Kernels {
         in_features: usize,
         gated: bool,
     ) -> Vec<WgmmaPlan> {
+        let (tokens, n, k) = (rows, out_features, in_features);
         let problem = Problem {
-            tokens: rows,
-            n: out_features,
-            k: in_features,
+            tokens,
+            n,
+            k,
             gated,
         };
         match self.capability() {
@@ -106,12 +111,6 @@ impl Kernels {
         gated: bool,
     ) -> Result<Tensor, Error> {
         self.wgmma("linear_wgmma_by", Some(plan), x, w, bias, gated)
-    }
-
-    fn linear_wgmma_plan(&self, rows: usize, n: usize, k: usize, gated: bool) -> Option<WgmmaPlan> {
-        self.linear_wgmma_plans(rows, n, k, gated)
-            .into_iter()
-            .next()
     }
 
     fn wgmma(
@@ -143,10 +142,18 @@ impl Kernels {
         if tokens == 0 || n == 0 {
             return Ok(y);
         }
-        let possible = self.linear_wgmma_plans(tokens, n, k, gated);
-        let chosen = match plan {
-            Some(plan) => possible.into_iter().find(|p| *p == plan),
-            None => possible.into_iter().next(),
+        let problem = Problem {
+            tokens,
+            n,
+            k,
+            gated,
+        };
+        let chosen = match (self.capability(), plan) {
+            ((9, 0), None) => best(problem, self.num_sms()),
+            ((9, 0), Some(plan)) => plans(problem, self.num_sms())
+                .into_iter()
+                .find(|p| *p == plan),
+            _ => None,
         };
         let Some(plan) = chosen else {
             return Err(Error::Argument {

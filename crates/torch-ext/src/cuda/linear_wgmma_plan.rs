@@ -157,39 +157,48 @@ fn resident(cluster: usize, num_sms: usize) -> usize {
     .max(1)
 }
 
-/// All plans for a problem, the one that should be fastest first; none if the kernel does not take
-/// it.
-pub(super) fn plans(problem: Problem, num_sms: usize) -> Vec<WgmmaPlan> {
+/// What the kernel takes.
+fn takes(problem: Problem) -> bool {
     let Problem {
         tokens,
         n,
         k,
         gated,
     } = problem;
-    let fits = tokens > 0
-        && tokens <= MAX_ROWS
+    (1..=MAX_ROWS).contains(&tokens)
         && n > 0
         && k > 0
         && k.is_multiple_of(8)
         // Eight rows of the gate go with eight of up.
         && (!gated || n.is_multiple_of(16))
-        && n.max(k) <= (i32::MAX as usize) - 512;
-    if !fits {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    for wgs in 1..=4 {
-        for split in [1, 2, 4, 8] {
-            for share in [1, 2, 4] {
-                if split * share <= MOST_CLUSTER {
-                    found.extend(WgmmaPlan::of(problem, wgs, split, share, num_sms));
-                }
-            }
-        }
-    }
-    let time = |plan: &WgmmaPlan| plan.estimate(problem, num_sms);
-    found.sort_by(|a, b| time(a).total_cmp(&time(b)));
-    found
+        && n.max(k) <= (i32::MAX as usize) - 512
+}
+
+/// Every plan for a problem, with its estimate.
+fn estimated(problem: Problem, num_sms: usize) -> impl Iterator<Item = (f64, WgmmaPlan)> {
+    let ways = [1, 2, 3, 4]
+        .into_iter()
+        .flat_map(|wgs| [1, 2, 4, 8].map(|split| (wgs, split)))
+        .flat_map(|(wgs, split)| [1, 2, 4].map(|share| (wgs, split, share)))
+        .filter(move |(_, split, share)| takes(problem) && split * share <= MOST_CLUSTER);
+    ways.filter_map(move |(wgs, split, share)| {
+        let plan = WgmmaPlan::of(problem, wgs, split, share, num_sms)?;
+        Some((plan.estimate(problem, num_sms), plan))
+    })
+}
+
+/// The plan that should be fastest; `None` if the kernel does not take the problem.
+pub(super) fn best(problem: Problem, num_sms: usize) -> Option<WgmmaPlan> {
+    estimated(problem, num_sms)
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, plan)| plan)
+}
+
+/// All plans for a problem, the one that should be fastest first.
+pub(super) fn plans(problem: Problem, num_sms: usize) -> Vec<WgmmaPlan> {
+    let mut found: Vec<_> = estimated(problem, num_sms).collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.into_iter().map(|(_, plan)| plan).collect()
 }
 
 #[cfg(test)]
@@ -217,6 +226,7 @@ mod tests {
             ] {
                 for tokens in [1, 17, 32, 33, 64, 65, 100, 128] {
                     let plans = plans(problem(tokens, n, k), num_sms);
+                    assert_eq!(best(problem(tokens, n, k), num_sms), plans.first().copied());
                     assert!(!plans.is_empty());
                     for plan in plans {
                         assert!(plan.shared() <= 226 << 10, "{plan:?}");

@@ -95,6 +95,7 @@ pub const SOURCES: &[&Source] = &[
     &rope::SOURCE,
     &sample::LOGPROBS,
     &sample::RACE,
+    &sample::SCAN,
     &sample::SELECT,
     &sample::UPDATE,
 ];

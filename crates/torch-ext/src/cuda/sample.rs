@@ -37,6 +37,7 @@ pub(crate) static RACE: Source = source!(
         &["T_FLOAT=1", "RACE=2"],
     ]
 );
+pub(crate) static SCAN: Source = source!("sample_scan", TYPES);
 pub(crate) static SELECT: Source = source!("sample_select", TYPES);
 pub(crate) static LOGPROBS: Source = source!("sample_logprobs", TYPES);
 pub(crate) static UPDATE: Source = source!("sample_update", &[&["T_FLOAT=1"]]);
@@ -166,8 +167,8 @@ impl Kernels {
                 let histogram = make(rows * BUCKETS, Kind::Int64)?;
                 let selected = make(rows * 4, Kind::Int)?;
                 let tables = [(&chunk_max).into(), (&stats).into(), (&histogram).into()];
-                let scan = function(&SELECT, "sample_scan")?;
-                let sums = function(&SELECT, "sample_histogram")?;
+                let scan = function(&SCAN, "sample_scan")?;
+                let sums = function(&SCAN, "sample_histogram")?;
                 let select = function(&SELECT, "sample_select")?;
                 let count = [Arg::from(slices as i32)];
                 // SAFETY: `sample_batch` has checked what these read; what they write is as large

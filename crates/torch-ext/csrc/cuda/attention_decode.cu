@@ -143,11 +143,6 @@ DEVICE void store_out(elem *p, float4 x) {
     *(uint2 *)p = packed;
 }
 
-DEVICE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp2_fast(x - max); }
 
 /// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM];

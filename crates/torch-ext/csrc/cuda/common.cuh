@@ -219,6 +219,13 @@ DEVICE float warp_max(float x) {
     return x;
 }
 
+/// 2^x to within 2 units in the last place; denormals are 0.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /// Over the thread block; every thread gets the result. `scratch` is shared memory for 33 floats,
 /// not used for anything else; all threads call it, in a block of whole warps.
 DEVICE float block_sum(float x, float *scratch) {

@@ -196,13 +196,33 @@ impl Kernels {
         Ok(function)
     }
 
+    /// Whether [`function`](Self::function) was asked for this before.
+    pub(crate) fn knows(&self, source: &Source, entry: &'static str, defines: &Defines) -> bool {
+        let functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        functions.contains_key(&(source.name, entry, defines.clone()))
+    }
+
+    /// Compiles `source` with each of these lists of definitions, at the same time, into the cache
+    /// on disk, where [`function`](Self::function) finds them. What fails here fails there again,
+    /// and is reported.
+    pub(crate) fn compile_ahead(&self, source: &'static Source, lists: &[Defines]) {
+        std::thread::scope(|scope| {
+            for defines in lists {
+                let defines = named(defines);
+                scope.spawn(move || {
+                    let _ = compiled(source, &defines, &self.arch);
+                });
+            }
+        });
+    }
+
     fn resolve(
         &self,
         source: &'static Source,
         entry: &str,
         defines: &[(&'static str, i64)],
     ) -> Result<Function, CudaError> {
-        let defines: Vec<String> = defines.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        let defines = named(defines);
         let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
         let module = match modules.get(&(source.name, defines.clone())) {
             Some(module) => *module,
@@ -298,6 +318,10 @@ impl Kernels {
         };
         check(result, "cuLaunchKernelEx").map_err(Error::from)
     }
+}
+
+fn named(defines: &[(&'static str, i64)]) -> Vec<String> {
+    defines.iter().map(|(n, v)| format!("{n}={v}")).collect()
 }
 
 fn attribute(

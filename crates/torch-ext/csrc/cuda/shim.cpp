@@ -5,6 +5,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <cstdlib>
@@ -62,6 +63,14 @@ char* te_stream_current(int device, void** out) {
 
 char* te_stream_synchronize(int device) {
     return guarded([&] { c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).synchronize(); });
+}
+
+// Waits for all streams of a device.
+char* te_device_synchronize(int device) {
+    return guarded([&] {
+        c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+        check(cudaDeviceSynchronize());
+    });
 }
 
 // dst.copy_(src) that does not wait; src or dst should be pinned.
@@ -139,6 +148,19 @@ char* te_event_record(void* event, int device) {
 
 char* te_event_synchronize(void* event) {
     return guarded([&] { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); });
+}
+
+char* te_event_query(void* event, int* done) {
+    return guarded([&] {
+        auto state = cudaEventQuery(static_cast<cudaEvent_t>(event));
+        if (state == cudaErrorNotReady) {
+            // Not a failure, but the runtime remembers it as its last error.
+            (void)cudaGetLastError();
+        } else {
+            check(state);
+        }
+        *done = state == cudaSuccess;
+    });
 }
 
 char* te_event_elapsed(void* start, void* end, float* ms) {

@@ -1,7 +1,9 @@
 //! CUDA graphs: a sequence of kernels, recorded once and started with one call.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CudaError;
 use super::shim::shim;
@@ -35,6 +37,8 @@ impl Graph {
     /// Captures what `record` puts on the current stream (not the default one: see
     /// [`super::Stream`]). Nothing runs. `record` must not wait for the device.
     pub fn capture<T>(pool: GraphPool, record: impl FnOnce() -> T) -> Result<(Self, T), CudaError> {
+        let turn = turn()?;
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut raw = ptr::null_mut();
         // SAFETY: valid pool id and place for the result.
         unsafe { shim()?.graph_begin(pool.0.as_ptr(), &mut raw)? };
@@ -54,6 +58,19 @@ impl Graph {
         // SAFETY: captured and not freed.
         unsafe { shim()?.graph_replay(self.0) }
     }
+}
+
+/// Threads that capture on the same device take turns: libtorch's random generator of a device
+/// takes part in one capture at a time. Those of different devices must not, since NCCL may want
+/// all ranks of a group to capture at once.
+fn turn() -> Result<Arc<Mutex<()>>, CudaError> {
+    static TURNS: Mutex<BTreeMap<i32, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut device = 0;
+    // SAFETY: a valid place for the result.
+    let result = unsafe { cudarc::driver::sys::cuCtxGetDevice(&mut device) };
+    super::kernels::check(result, "cuCtxGetDevice")?;
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(turns.entry(device).or_default().clone())
 }
 
 impl Drop for Graph {

@@ -45,6 +45,8 @@ mod nccl;
 #[cfg(feature = "cuda")]
 mod norm;
 #[cfg(feature = "cuda")]
+mod one_shot;
+#[cfg(feature = "cuda")]
 mod rope;
 #[cfg(feature = "cuda")]
 mod sample;
@@ -70,6 +72,7 @@ pub use self::{
     linear_wgmma_plan::WgmmaPlan,
     memory::{memory, release_memory},
     nccl::{Nccl, NcclAbort, NcclId},
+    one_shot::{OneShot, OneShotAlarm},
     rope::WriteKv,
     sample::{SampleFailure, SampleMode},
     sample_state::{SampleSlot, SampleState},
@@ -92,6 +95,7 @@ pub const SOURCES: &[&Source] = &[
     &attention_decode::SOURCE,
     &attention_prefill::SOURCE,
     &attention_prefill::SM90,
+    &one_shot::SOURCE,
     &rope::SOURCE,
     &sample::LOGPROBS,
     &sample::RACE,

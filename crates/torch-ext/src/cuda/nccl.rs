@@ -11,7 +11,7 @@ use cudarc::nccl::sys;
 use tch::{Device, Kind, Tensor};
 
 use super::CudaError;
-use super::stream::current_stream;
+use super::stream::{current_stream, make_device_current};
 
 /// What the ranks of a group have in common before they meet: rank 0 makes it, and it travels to
 /// the others as bytes.
@@ -72,7 +72,8 @@ unsafe impl Send for Raw {}
 pub struct NcclAbort(Handle);
 
 impl Nccl {
-    /// Joins a group; waits until all of its ranks do.
+    /// Joins a group; waits until all of its ranks do. Makes `device` the current one of the
+    /// calling thread. Captured graphs that hold exchanges must be dropped before this is.
     pub fn new(
         id: NcclId,
         rank: usize,
@@ -82,8 +83,8 @@ impl Nccl {
         if rank >= world_size {
             return Err(CudaError(format!("NCCL: rank {rank} of {world_size}")));
         }
-        // Makes the device current for this thread, which is what NCCL looks at.
-        let _on_device = Tensor::empty([1], (Kind::Float, Device::Cuda(device)));
+        // What NCCL looks at.
+        make_device_current(device)?;
         let mut raw = ptr::null_mut();
         let (ranks, at) = (world_size as c_int, rank as c_int);
         // SAFETY: `raw` is a valid place for the result.
@@ -211,9 +212,13 @@ impl Nccl {
 }
 
 impl NcclAbort {
-    /// Ends all exchanges of this rank that are under way; later ones are errors.
+    /// Ends all exchanges of this rank that are under way; later ones are errors. May wait until
+    /// captured graphs that hold exchanges are dropped, though exchanges end before.
     pub fn abort(&self) {
-        if let Some(Raw(comm)) = self.0.lock().take() {
+        // Not under the lock: NCCL waits here for graphs that hold exchanges, and whoever has one
+        // must hear that the group is gone.
+        let taken = self.0.lock().take();
+        if let Some(Raw(comm)) = taken {
             // SAFETY: taken out, so nobody else uses or destroys it. It is gone either way.
             let _ = unsafe { result::comm_abort(comm) };
         }

@@ -54,6 +54,7 @@ functions! {
     stream_set(device: c_int, stream: *mut c_void);
     stream_current(device: c_int, out: *mut *mut c_void);
     stream_synchronize(device: c_int);
+    device_synchronize(device: c_int);
     copy_async(dst: *const c_void, src: *const c_void);
     memory(device: c_int, free: *mut u64, total: *mut u64, allocated: *mut u64, reserved: *mut u64);
     memory_release();
@@ -66,6 +67,7 @@ functions! {
     event_free(event: *mut c_void);
     event_record(event: *mut c_void, device: c_int);
     event_synchronize(event: *mut c_void);
+    event_query(event: *mut c_void, done: *mut c_int);
     event_elapsed(start: *mut c_void, end: *mut c_void, ms: *mut f32);
 }
 

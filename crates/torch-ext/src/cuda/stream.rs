@@ -43,6 +43,13 @@ pub(crate) fn current_stream(device: usize) -> Result<*mut c_void, CudaError> {
     Ok(stream)
 }
 
+/// Makes a device the current one of the calling thread, with the stream that it had there.
+pub(super) fn make_device_current(device: usize) -> Result<(), CudaError> {
+    let stream = current_stream(device)?;
+    // SAFETY: a stream of this device.
+    unsafe { shim()?.stream_set(device as c_int, stream) }
+}
+
 /// Waits for everything on this thread's current stream.
 pub fn synchronize(device: usize) -> Result<(), CudaError> {
     // SAFETY: no pointers.
@@ -90,6 +97,14 @@ impl Event {
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the event lives.
         unsafe { shim()?.event_synchronize(self.raw) }
+    }
+
+    /// Whether what was recorded is done. Does not wait.
+    pub fn query(&self) -> Result<bool, CudaError> {
+        let mut done = 0;
+        // SAFETY: the event lives, `done` is a valid place for the result.
+        unsafe { shim()?.event_query(self.raw, &mut done)? };
+        Ok(done != 0)
     }
 
     /// Milliseconds from `start` to this event. Both need timing, and must have happened.
@@ -193,6 +208,11 @@ impl Readback {
         self.done.record()
     }
 
+    /// Whether the copy is done: [`Readback::wait`] will not wait.
+    pub fn is_done(&self) -> Result<bool, CudaError> {
+        self.done.query()
+    }
+
     /// Waits for the copy; the values, on the host.
     pub fn wait(&self) -> Result<Tensor, CudaError> {
         self.done.synchronize()?;
@@ -200,7 +220,7 @@ impl Readback {
     }
 }
 
-fn pinned(len: usize, kind: Kind, device: usize) -> Result<Tensor, CudaError> {
+pub(super) fn pinned(len: usize, kind: Kind, device: usize) -> Result<Tensor, CudaError> {
     let host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(torch)?;
     host.f_pin_memory(Device::Cuda(device)).map_err(torch)
 }

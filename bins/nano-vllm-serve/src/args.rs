@@ -77,8 +77,8 @@ pub struct EngineArgs {
     /// Number of blocks of the KV cache, whatever the memory.
     #[arg(long)]
     pub num_gpu_blocks_override: Option<usize>,
-    /// Ranks to divide each layer among: threads of this process, or, under torchrun, processes. On
-    /// the CPU only.
+    /// Ranks to divide each layer among: threads of this process, or, under torchrun, processes. Each
+    /// has a GPU of its own, or a part of the CPU.
     #[arg(long, alias = "tp", default_value_t = 1)]
     pub tensor_parallel_size: usize,
     /// Pipeline stages to divide the layers among, each of --tensor-parallel-size ranks. On the CPU
@@ -89,6 +89,12 @@ pub struct EngineArgs {
     /// the stages before the last].
     #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
     pub pp_layer_partition: Option<Vec<usize>>,
+    /// Experimental: short sums over GPUs of this process with our own kernel instead of NCCL's.
+    #[arg(long)]
+    pub custom_all_reduce: bool,
+    /// The GPU of each rank, such as 0,1; one for several ranks is for tests.
+    #[arg(long, value_delimiter = ',', value_name = "GPUS", hide = true)]
+    pub device_ids: Option<Vec<usize>>,
     /// Seconds that a rank may keep the others waiting before all of them end.
     #[arg(long, default_value = "60", value_parser = parse_seconds)]
     pub distributed_timeout: Duration,

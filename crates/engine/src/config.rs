@@ -67,13 +67,20 @@ pub struct EngineConfig {
     pub enforce_eager: bool,
     /// Names under which a server offers the model; empty: the model's own.
     pub served_model_name: Vec<String>,
-    /// Ranks to divide each layer among: threads of this process, unless there is a `world`.
+    /// Ranks to divide each layer among: threads of this process, unless there is a `world`. Each
+    /// has a GPU of its own, if they do not run on the CPU.
     pub tensor_parallel_size: usize,
     /// Stages to divide the layers among, each of which is `tensor_parallel_size` ranks. On the CPU
     /// only. As many steps as stages are under way, unless `overlap` is off.
     pub pipeline_parallel_size: usize,
     /// How many layers each stage has; unset: evenly ([`ParallelConfig::pp_layer_partition`]).
     pub pp_layer_partition: Option<Vec<usize>>,
+    /// On GPUs that can read each other's memory, as threads of one process: take short sums over
+    /// ranks with our own kernel, fused with the norm behind them, instead of NCCL's. Experimental.
+    pub custom_all_reduce: bool,
+    /// Which GPU each rank has, if ranks are threads; unset: rank `r` has GPU `r`. One GPU for several
+    /// ranks is for tests.
+    pub device_ids: Option<Vec<usize>>,
     /// The processes that are the ranks, of which this is one.
     pub world: Option<World>,
     /// How long a rank may keep the others waiting before the engine ends.
@@ -208,6 +215,8 @@ impl EngineConfig {
             tensor_parallel_size: 1,
             pipeline_parallel_size: 1,
             pp_layer_partition: None,
+            custom_all_reduce: false,
+            device_ids: None,
             world: None,
             distributed_timeout: Duration::from_secs(60),
             max_logprobs: 20,

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use tch::Device;
+use torch_ext::cuda::Memory;
 use tp_model::comm::CommError;
 use tp_model::distributed::{self, Followers, LocalRanks, World};
-use tp_model::{LoadOptions, Model, ModelConfig, Runner, RunnerConfig};
+use tp_model::{LoadOptions, Model, ModelConfig, ParallelGroups, Runner, RunnerConfig};
 
 use crate::builder::{BuildError, Progress, load_options, resolve_model};
 use crate::config::{ConfigError, EngineConfig};
@@ -38,13 +40,8 @@ impl Ranks {
             parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
             return Ok((Model::load(dir, options)?, Ranks::Solo));
         }
-        if options.device != tch::Device::Cpu {
-            let option = match config.pipeline_parallel_size {
-                1 => "tensor_parallel_size",
-                _ => "pipeline_parallel_size",
-            };
-            let what = "several ranks run on the CPU only in this version; use 1, or --cpu";
-            return Err(ConfigError::new(option, what).into());
+        if options.device != Device::Cpu {
+            return load_on_gpus(config, dir, options);
         }
         let timeout = config.distributed_timeout;
         let (model, ranks) = LocalRanks::load(dir, options, &parallel, timeout)?;
@@ -70,6 +67,41 @@ impl Ranks {
         })
     }
 
+    /// As [`Runner::measure`], on all ranks: rank 0's model, what each rank measured, and how many
+    /// of them share its GPU.
+    pub(crate) fn measure(
+        &mut self,
+        config: &EngineConfig,
+        model: Model,
+        device: usize,
+        sizes: &RunnerConfig,
+    ) -> Result<(Model, Vec<Measured>), BuildError> {
+        match self {
+            Ranks::Solo => {
+                let (model, memory, work) = Runner::measure(model, device, sizes)?;
+                Ok((model, vec![Measured::new(memory, work, 1)]))
+            }
+            Ranks::Threads(ranks) => {
+                let (model, figures) = ranks.measure(model, sizes)?;
+                let devices = devices_of(config);
+                let sharing = |device: &usize| devices.iter().filter(|d| *d == device).count();
+                let figures = figures.into_iter().zip(devices.iter().map(sharing));
+                let figures = figures.map(|((memory, work), n)| Measured::new(memory, work, n));
+                Ok((model, figures.collect()))
+            }
+            Ranks::Processes(world) => {
+                // All have loaded the model by then.
+                world.wait_loaded()?;
+                world.measure(sizes)?;
+                let (model, memory, work) = Runner::measure(model, device, sizes)?;
+                let others = world.wait_measured()?;
+                let figures = std::iter::once((memory, work)).chain(others);
+                let figures = figures.map(|(memory, work)| Measured::new(memory, work, 1));
+                Ok((model, figures.collect()))
+            }
+        }
+    }
+
     /// Starts the other ranks, and makes the runner that leads them.
     pub(crate) fn runner(
         self,
@@ -83,6 +115,94 @@ impl Ranks {
             Ranks::Processes(world) => Followers::processes(&world, &config.parallel(), sizes)?,
         };
         Ok(Runner::with_followers(model, sizes, followers)?)
+    }
+}
+
+/// What a rank found its GPU to have.
+pub(crate) struct Measured {
+    pub(crate) total: u64,
+    pub(crate) free: u64,
+    /// Needed beside the cache.
+    pub(crate) work: u64,
+}
+
+impl Measured {
+    /// A rank's part of a GPU that `ranks` share.
+    fn new(memory: Memory, work: u64, ranks: usize) -> Self {
+        let ranks = ranks as u64;
+        Self {
+            total: memory.total / ranks,
+            free: memory.free / ranks,
+            work,
+        }
+    }
+}
+
+/// Which GPU each rank has, if ranks are threads.
+fn devices_of(config: &EngineConfig) -> Vec<usize> {
+    let ranks = config.tensor_parallel_size;
+    let given = config.device_ids.clone();
+    given.unwrap_or_else(|| (0..ranks).collect())
+}
+
+/// Loads a share of the model on each GPU of this process.
+fn load_on_gpus(
+    config: &EngineConfig,
+    dir: &Path,
+    options: &LoadOptions<'_>,
+) -> Result<(Model, Ranks), BuildError> {
+    one_stage(config)?;
+    let ranks = config.tensor_parallel_size;
+    let devices = devices_of(config);
+    let count = torch_ext::cuda::device_count();
+    if devices.len() != ranks {
+        let what = format!("{devices:?} are not one GPU for each of {ranks} ranks");
+        return Err(ConfigError::new("device_ids", what).into());
+    }
+    if let Some(missing) = devices.iter().find(|device| **device >= count) {
+        let what = match config.device_ids {
+            Some(_) => format!("there is no GPU {missing}: libtorch sees {count}"),
+            None => format!(
+                "{ranks} ranks need as many GPUs, but libtorch sees {count}; use at most {count}, \
+                 or --cpu"
+            ),
+        };
+        return Err(ConfigError::new("tensor_parallel_size", what).into());
+    }
+    load_ranks(config, dir, options, &devices)
+}
+
+#[cfg(feature = "cuda")]
+fn load_ranks(
+    config: &EngineConfig,
+    dir: &Path,
+    options: &LoadOptions<'_>,
+    devices: &[usize],
+) -> Result<(Model, Ranks), BuildError> {
+    let custom = config.custom_all_reduce;
+    let timeout = config.distributed_timeout;
+    let (model, ranks) = LocalRanks::load_on_gpus(dir, options, devices, custom, timeout)?;
+    Ok((model, Ranks::Threads(ranks)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn load_ranks(
+    _: &EngineConfig,
+    _: &Path,
+    _: &LoadOptions<'_>,
+    _: &[usize],
+) -> Result<(Model, Ranks), BuildError> {
+    Err(ConfigError::new("device", "this build has no CUDA support; use --cpu").into())
+}
+
+/// Pipeline stages run on the CPU only.
+fn one_stage(config: &EngineConfig) -> Result<(), ConfigError> {
+    match config.pipeline_parallel_size {
+        1 => Ok(()),
+        _ => Err(ConfigError::new(
+            "pipeline_parallel_size",
+            "pipeline stages run on the CPU only in this version; use 1, or --cpu",
+        )),
     }
 }
 
@@ -129,18 +249,40 @@ fn load_share(
     dir: &Path,
     options: &LoadOptions<'_>,
 ) -> Result<Model, BuildError> {
-    if options.device != tch::Device::Cpu {
-        return Err(ConfigError::new(
-            "device",
-            "several ranks run on the CPU only in this version; use --cpu",
-        )
-        .into());
-    }
     let parallel = config.parallel();
     world.agree(dir, options, &parallel)?;
     let partition = parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
-    let groups = world.groups(&parallel)?;
-    Ok(Model::load_stage(dir, options, groups, partition)?)
+    let (device, groups) = match options.device {
+        Device::Cpu => (Device::Cpu, world.groups(&parallel)?),
+        _ => {
+            one_stage(config)?;
+            let local = world.launcher().local_rank;
+            (Device::Cuda(local), gpu_groups(world, local)?)
+        }
+    };
+    let options = LoadOptions { device, ..*options };
+    Ok(Model::load_stage(dir, &options, groups, partition)?)
+}
+
+/// Connects this process's GPU, the one of its number on this machine, to those of the others.
+#[cfg(feature = "cuda")]
+fn gpu_groups(world: &World, local_rank: usize) -> Result<ParallelGroups, BuildError> {
+    match torch_ext::cuda::device_count() {
+        count if local_rank < count => {}
+        count => {
+            let what = format!(
+                "LOCAL_RANK={local_rank}, but libtorch sees {count} GPUs on this machine; start at \
+                 most as many ranks on it, and let each see all GPUs (CUDA_VISIBLE_DEVICES)"
+            );
+            return Err(ConfigError::new("tensor_parallel_size", what).into());
+        }
+    }
+    Ok(ParallelGroups::tensor(Box::new(world.nccl(local_rank)?)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_groups(_: &World, _: usize) -> Result<ParallelGroups, BuildError> {
+    Err(ConfigError::new("device", "this build has no CUDA support; use --cpu").into())
 }
 
 impl From<CommError> for BuildError {

@@ -283,7 +283,7 @@ impl Model {
 
     /// As [`Model::logits`], in the dtype of activations.
     #[cfg(feature = "cuda")]
-    pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Result<Tensor, CommError> {
+    pub(crate) fn raw_logits(&self, hidden: &Tensor) -> Result<Option<Tensor>, CommError> {
         self.decoder.raw_logits(hidden, self.groups.tp.as_ref())
     }
 

@@ -2,15 +2,14 @@
 
 use std::ffi::c_int;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::nccl::result::{self, NcclError, NcclStatus};
 use cudarc::nccl::sys;
 use tch::{Device, Kind, Tensor};
 
 use super::CudaError;
+use super::nccl_api::{Api, Stream, api};
 use super::stream::{current_stream, make_device_current};
 
 /// What the ranks of a group have in common before they meet: rank 0 makes it, and it travels to
@@ -21,7 +20,10 @@ pub struct NcclId(sys::ncclUniqueId);
 impl NcclId {
     /// A new one. Fails if NCCL cannot be loaded.
     pub fn new() -> Result<Self, CudaError> {
-        loaded(result::get_uniqueid)?.map(Self).map_err(error)
+        let mut id = sys::ncclUniqueId { internal: [0; 128] };
+        // SAFETY: a valid place for the result.
+        unsafe { api()?.get_unique_id(&mut id)? };
+        Ok(Self(id))
     }
 
     /// Its bytes.
@@ -88,13 +90,50 @@ impl Nccl {
         let mut raw = ptr::null_mut();
         let (ranks, at) = (world_size as c_int, rank as c_int);
         // SAFETY: `raw` is a valid place for the result.
-        loaded(|| unsafe { result::comm_init_rank(&mut raw, ranks, id.0, at) })?.map_err(error)?;
-        Ok(Self {
+        unsafe { api()?.comm_init_rank(&mut raw, ranks, id.0, at)? };
+        Ok(Self::from_raw(raw, rank, world_size, device))
+    }
+
+    /// A group of GPUs of this process: rank `r` has `devices[r]`. NCCL takes no GPU twice. If one
+    /// cannot join, this is an error, and nobody waits. Makes the first device the current one of
+    /// the calling thread.
+    pub fn local_group(devices: &[usize]) -> Result<Vec<Self>, CudaError> {
+        let (api, id) = (api()?, NcclId::new()?);
+        let world_size = devices.len();
+        let mut raws = vec![ptr::null_mut(); world_size];
+        // SAFETY: no pointers.
+        unsafe { api.group_start()? };
+        let ranks = raws.iter_mut().zip(devices).zip(0..);
+        let mut joined = Ok(());
+        for ((raw, &device), rank) in ranks {
+            joined = joined.and_then(|()| {
+                make_device_current(device)?;
+                // SAFETY: a valid place for the result until the group has ended.
+                unsafe { api.comm_init_rank(raw, world_size as c_int, id.0, rank) }
+            });
+        }
+        // SAFETY: the group was started, and is ended whatever came of it.
+        let ended = unsafe { api.group_end() };
+        if let Some(&first) = devices.first() {
+            make_device_current(first)?;
+        }
+        let ranks = raws.into_iter().zip(devices).enumerate();
+        let ranks = ranks.filter(|(_, (raw, _))| !raw.is_null());
+        // What has joined is ended by its drop if the others have not.
+        let ranks =
+            ranks.map(|(rank, (raw, device))| Self::from_raw(raw, rank, world_size, *device));
+        let ranks: Vec<Self> = ranks.collect();
+        joined.and(ended)?;
+        Ok(ranks)
+    }
+
+    fn from_raw(raw: sys::ncclComm_t, rank: usize, world_size: usize, device: usize) -> Self {
+        Self {
             handle: Handle(Arc::new(Mutex::new(Some(Raw(raw))))),
             rank,
             world_size,
             device,
-        })
+        }
     }
 
     /// This rank.
@@ -116,9 +155,9 @@ impl Nccl {
     pub fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<(), CudaError> {
         let (data, count, kind) = self.operand(tensor)?;
         let sum = sys::ncclRedOp_t::ncclSum;
-        self.enqueue(|comm, stream| {
+        self.enqueue(|api, comm, stream| {
             // SAFETY: a live, contiguous tensor of this device, written in stream order.
-            unsafe { result::all_reduce(data, data, count, kind, sum, comm, stream) }
+            unsafe { api.all_reduce(data, data, count, kind, sum, comm, stream) }
         })
     }
 
@@ -129,9 +168,9 @@ impl Nccl {
         size.extend(tensor.size());
         let all = Tensor::empty(size, (tensor.kind(), tensor.device()));
         let (out, _, _) = self.operand(&all)?;
-        self.enqueue(|comm, stream| {
+        self.enqueue(|api, comm, stream| {
             // SAFETY: as above; `all` has room for every rank's tensor.
-            unsafe { result::all_gather(data, out, count, kind, comm, stream) }
+            unsafe { api.all_gather(data, out, count, kind, comm, stream) }
         })?;
         Ok(all)
     }
@@ -140,9 +179,9 @@ impl Nccl {
     pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), CudaError> {
         let (data, count, kind) = self.operand(tensor)?;
         let root = self.peer(root)?;
-        self.enqueue(|comm, stream| {
+        self.enqueue(|api, comm, stream| {
             // SAFETY: as above.
-            unsafe { result::broadcast(data, data, count, kind, root, comm, stream) }
+            unsafe { api.broadcast(data, data, count, kind, root, comm, stream) }
         })
     }
 
@@ -151,7 +190,7 @@ impl Nccl {
         let (data, count, kind) = self.operand(tensor)?;
         let to = self.peer(to)?;
         // SAFETY: as above; it is only read.
-        self.enqueue(|comm, stream| unsafe { result::send(data, count, kind, to, comm, stream) })
+        self.enqueue(|api, comm, stream| unsafe { api.send(data, count, kind, to, comm, stream) })
     }
 
     /// Fills a tensor with what another rank sends.
@@ -159,16 +198,16 @@ impl Nccl {
         let (data, count, kind) = self.operand(tensor)?;
         let from = self.peer(from)?;
         // SAFETY: as above.
-        self.enqueue(|comm, stream| unsafe { result::recv(data, count, kind, from, comm, stream) })
+        self.enqueue(|api, comm, stream| unsafe { api.recv(data, count, kind, from, comm, stream) })
     }
 
     fn enqueue(
         &self,
-        call: impl FnOnce(sys::ncclComm_t, sys::cudaStream_t) -> Result<NcclStatus, NcclError>,
+        call: impl FnOnce(&Api, sys::ncclComm_t, Stream) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let stream = current_stream(self.device)?;
+        let (api, stream) = (api()?, current_stream(self.device)?);
         match *self.handle.lock() {
-            Some(Raw(comm)) => call(comm, stream.cast()).map(|_| ()).map_err(error),
+            Some(Raw(comm)) => call(api, comm, stream),
             None => Err(CudaError("NCCL: the group was aborted".to_owned())),
         }
     }
@@ -218,9 +257,9 @@ impl NcclAbort {
         // Not under the lock: NCCL waits here for graphs that hold exchanges, and whoever has one
         // must hear that the group is gone.
         let taken = self.0.lock().take();
-        if let Some(Raw(comm)) = taken {
+        if let (Some(Raw(comm)), Ok(api)) = (taken, api()) {
             // SAFETY: taken out, so nobody else uses or destroys it. It is gone either way.
-            let _ = unsafe { result::comm_abort(comm) };
+            let _ = unsafe { api.comm_abort(comm) };
         }
     }
 }
@@ -236,14 +275,4 @@ impl Drop for Nccl {
         // Not `destroy`, which waits for ranks that may be gone.
         self.abort_handle().abort();
     }
-}
-
-/// cudarc panics if it cannot load the library.
-fn loaded<T>(call: impl FnOnce() -> T) -> Result<T, CudaError> {
-    catch_unwind(AssertUnwindSafe(call))
-        .map_err(|_| CudaError("NCCL: libnccl cannot be loaded; is it installed?".to_owned()))
-}
-
-fn error(error: NcclError) -> CudaError {
-    CudaError(format!("NCCL: {:?}", error.0))
 }

@@ -161,10 +161,11 @@ impl OneShot {
         };
         let ranks = devices.iter().enumerate().map(rank);
         let ranks = ranks.collect::<Result<Vec<_>, CudaError>>()?;
+        let shim = shim().map_err(CudaError::from)?;
         for &device in &distinct {
             // The buffers are zero, whatever stream uses them next.
             // SAFETY: no pointers.
-            unsafe { shim()?.device_synchronize(device as i32)? };
+            unsafe { shim.device_synchronize(device as i32)? };
         }
         Ok(ranks)
     }
@@ -184,6 +185,19 @@ impl OneShot {
         OneShotAlarm(self.group.clone())
     }
 
+    /// Whether the current stream captures a graph, so that nothing runs yet.
+    pub fn is_capturing(&self) -> Result<bool, Error> {
+        let Device::Cuda(device) = self.kernels.device() else {
+            unreachable!("kernels run on a GPU");
+        };
+        let stream = stream::current_stream(device)?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: a live stream, and a valid place for the result.
+        let result = unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) };
+        check(result, "cuStreamIsCapturing")?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// The sum of all ranks' `x` (bfloat16, float16 or float32, contiguous, a multiple of 16 bytes),
     /// added in float32 in the order of ranks and rounded once: the same bits on every rank, and an
     /// element's do not depend on the others.
@@ -191,10 +205,9 @@ impl OneShot {
         const OP: &str = "all_reduce";
         let bytes = self.bytes(OP, x)?;
         if !matches!(x.kind(), Kind::BFloat16 | Kind::Half | Kind::Float) {
-            return Err(self.operand(OP, "x", x).argument(
-                "bfloat16, float16 or float32",
-                format!("{:?}", x.kind()),
-            ));
+            return Err(self
+                .operand(OP, "x", x)
+                .argument("bfloat16, float16 or float32", format!("{:?}", x.kind())));
         }
         if bytes % 16 != 0 {
             let expected = "a multiple of 16 bytes";
@@ -432,10 +445,11 @@ fn enable_access(devices: &[usize]) -> Result<(), CudaError> {
         // SAFETY: contexts of this process; the one that was current is put back.
         unsafe {
             check(sys::cuCtxPushCurrent_v2(contexts[i]), "cuCtxPushCurrent")?;
-            let enabled = pairs(i).try_for_each(|j| match sys::cuCtxEnablePeerAccess(contexts[j], 0) {
-                sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
-                result => check(result, "cuCtxEnablePeerAccess"),
-            });
+            let enabled =
+                pairs(i).try_for_each(|j| match sys::cuCtxEnablePeerAccess(contexts[j], 0) {
+                    sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+                    result => check(result, "cuCtxEnablePeerAccess"),
+                });
             let mut popped = std::ptr::null_mut();
             check(sys::cuCtxPopCurrent_v2(&mut popped), "cuCtxPopCurrent")?;
             enabled?;

@@ -1,17 +1,25 @@
 //! Communication between the ranks of a tensor-parallel model.
 
+#[cfg(feature = "cuda")]
+mod gpus;
 mod health;
 #[cfg(feature = "cuda")]
 mod nccl;
+#[cfg(feature = "cuda")]
+mod one_shot;
 mod solo;
 mod tcp;
 mod threads;
 
 use std::time::Duration;
 
+#[cfg(feature = "cuda")]
+pub use gpus::connect_gpus;
 pub use health::Health;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
+#[cfg(feature = "cuda")]
+pub use one_shot::OneShot;
 pub use solo::Solo;
 use tch::Tensor;
 pub use tcp::Tcp;
@@ -42,6 +50,20 @@ pub trait Collective: Send + std::fmt::Debug {
     /// The sum over ranks, element by element.
     fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError>;
 
+    /// `residual += ` the sum over ranks of `x`, then the RMS norm of that times `weight`, where one
+    /// kernel does all of it; `None`, with nothing done, where none does. All of `[tokens, width]`,
+    /// `weight` `[width]`.
+    fn all_reduce_norm(
+        &self,
+        x: &Tensor,
+        residual: &mut Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<Option<Tensor>, CommError> {
+        let _ = (x, residual, weight, eps);
+        Ok(None)
+    }
+
     /// All ranks' tensors, concatenated along the last dimension in rank order.
     fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError>;
 
@@ -59,6 +81,17 @@ pub trait Collective: Send + std::fmt::Debug {
 
     /// Takes a tensor from rank `from`, of the shape and dtype of `like`.
     fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError>;
+
+    /// To be called by all ranks before captured exchanges are started. Where ranks share a GPU it
+    /// waits until all have come.
+    fn meet(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    /// What became of exchanges that are over, where they are not waited for when they are started.
+    fn check(&self) -> Result<(), CommError> {
+        Ok(())
+    }
 }
 
 /// How long stage `stage` waits for the one before it: longer than that one waits itself, so that

@@ -29,12 +29,32 @@ impl Nccl {
             what: error.to_string(),
         };
         let comm = cuda::Nccl::new(id, rank, world_size, device).map_err(failed)?;
+        Ok(Self::watched(comm, health))
+    }
+
+    /// As [`Nccl::new`], for all ranks of a group of GPUs of this process: rank `r` has
+    /// `devices[r]`.
+    pub fn local_group(devices: &[usize], health: &Health) -> Result<Vec<Self>, CommError> {
+        let group = cuda::Nccl::local_group(devices).map_err(|error| CommError {
+            rank: 0,
+            world_size: devices.len(),
+            what: error.to_string(),
+        })?;
+        let group = group.into_iter().map(|comm| Self::watched(comm, health));
+        Ok(group.collect())
+    }
+
+    fn watched(comm: cuda::Nccl, health: &Health) -> Self {
         let abort = comm.abort_handle();
-        health.on_failure(move |_| abort.abort());
-        Ok(Self {
+        // On a thread of its own: it may wait until graphs are dropped, by whoever hears of the
+        // failure. Without a thread to be had the process has other troubles.
+        health.on_failure(move |_| {
+            let _ = std::thread::Builder::new().spawn(move || abort.abort());
+        });
+        Self {
             comm,
             health: health.clone(),
-        })
+        }
     }
 
     /// Another rank's failure if there was one, else this error.
@@ -83,5 +103,9 @@ impl Collective for Nccl {
         let mut tensor = Tensor::empty(like.size(), (like.kind(), like.device()));
         let received = self.comm.recv(&mut tensor, from);
         received.map(|()| tensor).map_err(|e| self.failed(&e))
+    }
+
+    fn check(&self) -> Result<(), CommError> {
+        self.health.check()
     }
 }

@@ -7,10 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, ScopedJoinHandle as JoinScoped};
 use std::time::Duration;
 
 use torch_ext::cpu::{num_threads, set_num_threads};
+use torch_ext::cuda::Memory;
 
 use super::outputs::{OutputLine, Outputs};
 use super::world::{Order, World};
@@ -19,8 +20,8 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 use crate::options::LoadOptions;
-use crate::parallel::ParallelConfig;
-use crate::runner::{HostRunner, RunnerConfig, panic_text};
+use crate::parallel::{ParallelConfig, ParallelGroups};
+use crate::runner::{Runner, RunnerConfig, panic_text};
 
 /// The ranks that rank 0 leads.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ enum Kind {
         threads: Vec<JoinHandle<()>>,
         health: Health,
         world_size: usize,
+        timeout: Duration,
     },
     Processes(World),
 }
@@ -61,6 +63,15 @@ impl Followers {
         match &self.kind {
             Kind::Threads { health, .. } => health,
             Kind::Processes(world) => world.health(),
+        }
+    }
+
+    /// How long a rank may keep the others waiting.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn timeout(&self) -> Duration {
+        match &self.kind {
+            Kind::Threads { timeout, .. } => *timeout,
+            Kind::Processes(world) => world.timeout(),
         }
     }
 
@@ -141,17 +152,62 @@ impl LocalRanks {
         parallel: &ParallelConfig,
         timeout: Duration,
     ) -> Result<(Model, Self), ModelError> {
-        let partition = parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
         let health = Health::default();
+        let groups = Threads::grid(parallel, timeout, &health).into_iter();
+        let ranks = groups.map(|groups| (options.device, groups)).collect();
+        Self::load_ranks(dir, options, parallel, timeout, health, ranks)
+    }
+
+    /// As [`LocalRanks::load`], on GPUs: rank `r` on `devices[r]`, connected as
+    /// [`connect_gpus`](crate::comm::connect_gpus) says. One stage only.
+    #[cfg(feature = "cuda")]
+    pub fn load_on_gpus(
+        dir: &Path,
+        options: &LoadOptions<'_>,
+        devices: &[usize],
+        custom_all_reduce: bool,
+        timeout: Duration,
+    ) -> Result<(Model, Self), ModelError> {
+        let health = Health::default();
+        let parallel = ParallelConfig::tensor(devices.len());
+        let ranks = crate::comm::connect_gpus(devices, custom_all_reduce, timeout, &health)?;
+        let ranks = devices.iter().zip(ranks).map(|(device, comm)| {
+            let groups = ParallelGroups::tensor(comm);
+            (tch::Device::Cuda(*device), groups)
+        });
+        let ranks = ranks.collect();
+        let loaded = Self::load_ranks(dir, options, &parallel, timeout, health, ranks)?;
+        let shared = (1..devices.len()).any(|at| devices[..at].contains(&devices[at]));
+        if loaded.0.kernels().is_none() && (shared || custom_all_reduce) {
+            // libtorch's own kernels run on the default stream, which ranks of a GPU have in common.
+            return Err(ModelError::Options(
+                "ranks that share a GPU, and the custom AllReduce, need our own CUDA kernels: \
+                 bfloat16 or float16, and backend auto or cuda"
+                    .to_owned(),
+            ));
+        }
+        Ok(loaded)
+    }
+
+    fn load_ranks(
+        dir: &Path,
+        options: &LoadOptions<'_>,
+        parallel: &ParallelConfig,
+        timeout: Duration,
+        health: Health,
+        ranks: Vec<(tch::Device, ParallelGroups)>,
+    ) -> Result<(Model, Self), ModelError> {
+        let partition = parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
         let total = parallel.world_size() as u64;
         let mut models = Vec::with_capacity(parallel.world_size());
-        for (rank, groups) in (0..).zip(Threads::grid(parallel, timeout, &health)) {
+        for (rank, (device, groups)) in (0..).zip(ranks) {
             let progress = |done: u64, of: u64| {
                 if let Some(tell) = options.progress {
                     tell(rank * of + done, total * of);
                 }
             };
             let options = LoadOptions {
+                device,
                 progress: Some(&progress),
                 ..*options
             };
@@ -166,6 +222,53 @@ impl LocalRanks {
             health,
         };
         Ok((leader, ranks))
+    }
+
+    /// As [`Runner::measure`], on all ranks at once, rank 0's `leader` among them: the largest steps
+    /// take all of them. Returns rank 0's model, and what each rank measured.
+    pub fn measure(
+        &mut self,
+        leader: Model,
+        config: &RunnerConfig,
+    ) -> Result<(Model, Vec<(Memory, u64)>), ModelError> {
+        let world_size = self.models.len() + 1;
+        let models = std::iter::once(leader).chain(self.models.drain(..));
+        let health = &self.health;
+        let measure = |(rank, model): (usize, Model)| {
+            let failed = |what: String| {
+                ModelError::from(health.fail(CommError {
+                    rank,
+                    world_size,
+                    what,
+                }))
+            };
+            let measured = catch_unwind(AssertUnwindSafe(|| {
+                let tch::Device::Cuda(device) = model.device() else {
+                    let what = format!("{:?} has no memory of its own", model.device());
+                    return Err(ModelError::Options(what));
+                };
+                Runner::measure(model, device, config)
+            }));
+            match measured {
+                Ok(measured) => measured.map_err(|e| failed(e.to_string())),
+                Err(panic) => Err(failed(panic_text(panic.as_ref()))),
+            }
+        };
+        let measured: Vec<_> = std::thread::scope(|scope| {
+            let measure = &measure;
+            let start = |rank| scope.spawn(move || measure(rank));
+            let threads: Vec<_> = models.enumerate().map(start).collect();
+            threads.into_iter().map(JoinScoped::join).collect()
+        });
+        let mut figures = Vec::with_capacity(world_size);
+        for measured in measured {
+            let measured = measured
+                .unwrap_or_else(|panic| Err(ModelError::Options(panic_text(panic.as_ref()))));
+            let (model, memory, work) = measured?;
+            self.models.push(model);
+            figures.push((memory, work));
+        }
+        Ok((self.models.remove(0), figures))
     }
 
     /// Bytes of the weights of these ranks, in order from rank 1 on.
@@ -188,7 +291,13 @@ impl LocalRanks {
             }
         };
         for (model, rank) in self.models.into_iter().zip(1..) {
-            let mut runner = HostRunner::new(model, config)?;
+            // GPUs exchange something while their runners are made: each on its own thread.
+            let later = model.device() != tch::Device::Cpu;
+            let made = match later {
+                true => Err(model),
+                false => Ok(Runner::new(model, config)?),
+            };
+            let config = *config;
             let (line, steps) = channel();
             let health = self.health.clone();
             let outputs = match rank == self.parallel.sampling_rank() {
@@ -198,11 +307,16 @@ impl LocalRanks {
             let work = move || {
                 set_num_threads(share);
                 let result = catch_unwind(AssertUnwindSafe(|| {
-                    follow_line(&mut runner, &steps, outputs.as_ref())
+                    let mut runner = match made {
+                        Ok(runner) => runner,
+                        Err(model) => Runner::new(model, &config).map_err(|e| e.to_string())?,
+                    };
+                    let followed = follow_line(&mut runner, &steps, outputs.as_ref());
+                    followed.map_err(|e| e.to_string())
                 }));
                 let what = match result {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => error,
                     Err(panic) => panic_text(panic.as_ref()),
                 };
                 health.fail(CommError {
@@ -224,13 +338,14 @@ impl LocalRanks {
                 threads,
                 health: self.health,
                 world_size,
+                timeout: self.timeout,
             },
         })
     }
 }
 
 fn follow_line(
-    runner: &mut HostRunner,
+    runner: &mut Runner,
     steps: &Receiver<Arc<[u8]>>,
     outputs: Option<&OutputLine>,
 ) -> Result<(), RunnerError> {
@@ -257,9 +372,27 @@ pub fn follow(world: &World, model: Model) -> Result<i32, CommError> {
                 let Some(model) = model.take() else {
                     return Err(world.fail("was given sizes twice".to_owned()));
                 };
-                let made = HostRunner::new(model, &config);
+                // Rank 0 makes its own meanwhile, and GPUs exchange something in doing so.
+                let on_cpu = model.device() == tch::Device::Cpu;
+                if !on_cpu {
+                    world.ready()?;
+                }
+                let made = Runner::new(model, &config);
                 runner = Some(made.map_err(|e| world.fail(e.to_string()))?);
-                world.ready()?;
+                if on_cpu {
+                    world.ready()?;
+                }
+            }
+            Order::Measure(config) => {
+                let loaded = model.take();
+                let device = loaded.as_ref().map(Model::device);
+                let (Some(loaded), Some(tch::Device::Cuda(device))) = (loaded, device) else {
+                    return Err(world.fail("was asked for the memory of a GPU".to_owned()));
+                };
+                let measured = Runner::measure(loaded, device, &config);
+                let (loaded, memory, work) = measured.map_err(|e| world.fail(e.to_string()))?;
+                model = Some(loaded);
+                world.measured(memory, work)?;
             }
             Order::Step(step) => {
                 let Some(runner) = &mut runner else {

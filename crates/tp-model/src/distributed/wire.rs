@@ -36,9 +36,13 @@ pub(super) enum Tag {
     Output,
     /// A rank has its model; how many bytes it has for its cache.
     Loaded,
+    /// Run the largest steps of a runner of these sizes.
+    Measure,
+    /// What that takes, as 64-bit numbers.
+    Measured,
 }
 
-const TAGS: [Tag; 13] = [
+const TAGS: [Tag; 15] = [
     Tag::Hello,
     Tag::Addresses,
     Tag::Fingerprint,
@@ -52,6 +56,8 @@ const TAGS: [Tag; 13] = [
     Tag::Failed,
     Tag::Output,
     Tag::Loaded,
+    Tag::Measure,
+    Tag::Measured,
 ];
 
 /// Writes one frame.

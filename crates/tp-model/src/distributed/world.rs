@@ -7,12 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(feature = "cuda")]
+use tch::Tensor;
+use torch_ext::cuda::Memory;
+
 use super::connect::{Purpose, connect};
 use super::fingerprint::Fingerprint;
 use super::launch::Launcher;
 use super::monitor::Watch;
 use super::outputs::Outputs;
 use super::wire::{self, Tag};
+#[cfg(feature = "cuda")]
+use crate::comm::Collective;
 use crate::comm::{CommError, Health, Peers, Tcp, explain, patience};
 use crate::options::LoadOptions;
 use crate::parallel::{ParallelConfig, ParallelGroups};
@@ -39,6 +45,8 @@ struct Inner {
 pub(crate) enum Order {
     /// Make a runner of these sizes.
     Configure(RunnerConfig),
+    /// Tell what memory a GPU has left, and what a runner of these sizes takes.
+    Measure(RunnerConfig),
     /// Take part in a step.
     Step(Vec<u8>),
     /// Exit with this code.
@@ -111,6 +119,12 @@ impl World {
     /// How many processes there are.
     pub fn world_size(&self) -> usize {
         self.0.launcher.world_size
+    }
+
+    /// How long a rank may keep the others waiting.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn timeout(&self) -> Duration {
+        self.0.timeout
     }
 
     /// What the environment said.
@@ -244,6 +258,60 @@ impl World {
         Ok(all)
     }
 
+    /// On rank 0: has the other ranks measure what memory their GPUs have left, as this one is about
+    /// to: the largest steps take all of them. [`World::wait_measured`] has what they say.
+    pub fn measure(&self, config: &RunnerConfig) -> Result<(), CommError> {
+        self.tell(&self.control(), Tag::Measure, &config.encode())
+    }
+
+    /// What the other ranks measured, after [`World::measure`].
+    pub fn wait_measured(&self) -> Result<Vec<(Memory, u64)>, CommError> {
+        let control = self.control();
+        let mut all = Vec::with_capacity(control.len());
+        for (line, rank) in control.iter().zip(1..) {
+            let bytes = wire::expect(line, Tag::Measured).map_err(|e| self.broken(rank, &e))?;
+            let fields = bytes.as_chunks::<8>().0.iter();
+            let fields: Vec<u64> = fields.map(|n| u64::from_le_bytes(*n)).collect();
+            let &[free, total, allocated, reserved, work] = &fields[..] else {
+                let what = "runs another version".to_owned();
+                return Err(self.0.health.fail(self.0.launcher.error(rank, what)));
+            };
+            let memory = Memory {
+                free,
+                total,
+                allocated,
+                reserved,
+            };
+            all.push((memory, work));
+        }
+        Ok(all)
+    }
+
+    /// Tells rank 0 what [`World::measure`] asked for.
+    pub(crate) fn measured(&self, m: Memory, work: u64) -> Result<(), CommError> {
+        let fields = [m.free, m.total, m.allocated, m.reserved, work].map(u64::to_le_bytes);
+        self.tell(&self.control(), Tag::Measured, &fields.concat())
+    }
+
+    /// Joins the NCCL group of all ranks with GPU `device` of this machine. Waits until all have.
+    #[cfg(feature = "cuda")]
+    pub fn nccl(&self, device: usize) -> Result<crate::comm::Nccl, CommError> {
+        use torch_ext::cuda::NcclId;
+        let mut bytes = [0; 128];
+        if self.rank() == 0 {
+            let id = NcclId::new().map_err(|e| self.fail(e.to_string()))?;
+            bytes = id.bytes();
+        }
+        let told = Tensor::from_slice(&bytes.map(i64::from));
+        let told = Collective::broadcast(&self.collective()?, told, 0)?;
+        let told = Vec::<i64>::try_from(told).map_err(|e| self.fail(e.to_string()))?;
+        for (byte, told) in bytes.iter_mut().zip(told) {
+            *byte = told as u8;
+        }
+        let id = NcclId::from_bytes(bytes);
+        crate::comm::Nccl::new(id, self.rank(), self.world_size(), device, &self.0.health)
+    }
+
     /// Gives rank 0 the output of a step.
     pub(crate) fn send_output(&self, output: &[u8]) -> Result<(), CommError> {
         self.tell(&self.control(), Tag::Output, output)
@@ -294,6 +362,7 @@ impl World {
         let order = match tag {
             Tag::Step => Some(Order::Step(payload)),
             Tag::Config => RunnerConfig::decode(&payload).map(Order::Configure),
+            Tag::Measure => RunnerConfig::decode(&payload).map(Order::Measure),
             Tag::Bye => {
                 self.0.health.close();
                 let code = payload.try_into().map(i32::from_le_bytes);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::layer::{DecoderLayer, StepContext};
+use super::layer::{DecoderLayer, StepContext, Summed};
 use crate::attention::{AttentionBackend, AttentionBatch};
 use crate::comm::{Collective, CommError};
 use crate::config::ModelConfig;
@@ -137,16 +137,19 @@ impl Decoder {
         let Some(norm) = &self.norm else {
             // One tensor travels instead of two; the next layer's norm would add them, too.
             return Ok(match x {
-                Some(x) => residual + x,
+                Some(x) => residual + comm.all_reduce_sum(x)?,
                 None => residual,
             });
         };
-        // The norm works row by row: only those that become logits.
+        // Sum and norm work row by row: only those that become logits.
         if let Some(rows) = rows {
             residual = residual.index_select(0, rows);
             x = x.map(|x| x.index_select(0, rows));
         }
-        Ok(norm.maybe_add_forward(x.as_ref(), &mut residual))
+        Ok(match step.sum_normed(x, &mut residual, norm)? {
+            Summed::Normed(normed) => normed,
+            Summed::Sum(x) => norm.maybe_add_forward(x.as_ref(), &mut residual),
+        })
     }
 
     /// Embeddings of `ids`, of which each rank knows those in its part of the vocabulary.
@@ -170,25 +173,26 @@ impl Decoder {
         comm: &dyn Collective,
     ) -> Result<Option<Tensor>, CommError> {
         let logits = self.raw_logits(hidden, comm)?;
-        if comm.world_size() == 1 {
-            return Ok(Some(logits.to_kind(Kind::Float)));
-        }
-        let gathered = comm.gather(logits, 0)?;
-        // What pads the last ranks' parts comes last.
-        Ok(gathered.map(|all| {
-            let logits = all.narrow(-1, 0, self.vocab_size as i64);
-            logits.to_kind(Kind::Float).contiguous()
-        }))
+        Ok(logits.map(|logits| logits.to_kind(Kind::Float)))
     }
 
-    /// Logits of this rank's part of the vocabulary as they were computed, in the dtype of
-    /// activations; with several ranks, of what pads it too.
-    pub fn raw_logits(&self, hidden: &Tensor, comm: &dyn Collective) -> Result<Tensor, CommError> {
+    /// As [`Decoder::logits`], in the dtype of activations.
+    pub fn raw_logits(
+        &self,
+        hidden: &Tensor,
+        comm: &dyn Collective,
+    ) -> Result<Option<Tensor>, CommError> {
         let head = match &self.lm_head {
             Some(head) => head.as_ref(),
             None => part(&self.embedding, "output projection", comm)?,
         };
-        Ok(head.forward(hidden))
+        let logits = head.forward(hidden);
+        if comm.world_size() == 1 {
+            return Ok(Some(logits));
+        }
+        let gathered = comm.gather(logits, 0)?;
+        // What pads the last ranks' parts comes last.
+        Ok(gathered.map(|all| all.narrow(-1, 0, self.vocab_size as i64).contiguous()))
     }
 }
 

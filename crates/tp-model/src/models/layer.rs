@@ -29,6 +29,36 @@ pub(super) struct StepContext<'a> {
     pub(super) batch: &'a AttentionBatch,
 }
 
+/// A sum over ranks, and what was done with it.
+pub(super) enum Summed {
+    /// It was added to the residual: the norm of that.
+    Normed(Tensor),
+    /// It is yet to be added, if there is something to add.
+    Sum(Option<Tensor>),
+}
+
+impl StepContext<'_> {
+    /// Takes the sum of all ranks' `x`, with the addition and the norm that follow if one kernel
+    /// does all of it.
+    pub(super) fn sum_normed(
+        &self,
+        x: Option<Tensor>,
+        residual: &mut Tensor,
+        norm: &RmsNorm,
+    ) -> Result<Summed, CommError> {
+        let Some(x) = x else {
+            return Ok(Summed::Sum(None));
+        };
+        let fused = self
+            .comm
+            .all_reduce_norm(&x, residual, &norm.weight, norm.eps)?;
+        Ok(match fused {
+            Some(normed) => Summed::Normed(normed),
+            None => Summed::Sum(Some(self.comm.all_reduce_sum(x)?)),
+        })
+    }
+}
+
 impl DecoderLayer {
     pub(super) fn load(
         loader: &mut Loader<'_>,
@@ -88,7 +118,8 @@ impl DecoderLayer {
     }
 
     /// Adds the output of the layer before (`x`; `None` in the first layer, whose input is the
-    /// residual itself) to `residual`, and returns this layer's output, not yet added.
+    /// residual itself) to `residual`, and returns this layer's output, not yet added. Of both, this
+    /// rank has a part: they are the sums over ranks, which are not taken before they are added.
     pub(super) fn forward(
         &self,
         x: Option<Tensor>,
@@ -96,17 +127,23 @@ impl DecoderLayer {
         kv: &LayerKv,
         step: &StepContext<'_>,
     ) -> Result<Tensor, CommError> {
-        let qkv = self
-            .qkv
-            .forward_normed(x.as_ref(), residual, &self.input_norm);
+        let qkv = match step.sum_normed(x, residual, &self.input_norm)? {
+            Summed::Normed(normed) => self.qkv.forward(&normed),
+            Summed::Sum(x) => self
+                .qkv
+                .forward_normed(x.as_ref(), residual, &self.input_norm),
+        };
         let q = step
             .attention
             .write_kv(&qkv, &self.attention, kv, step.batch);
         let attended = step.attention.attend(&q, &self.attention, kv, step.batch);
-        let o = step.comm.all_reduce_sum(self.o.forward(&attended))?;
-        let h = self
-            .gate_up
-            .forward_gated(Some(&o), residual, &self.post_norm);
-        step.comm.all_reduce_sum(self.down.forward(&h))
+        let o = Some(self.o.forward(&attended));
+        let h = match step.sum_normed(o, residual, &self.post_norm)? {
+            Summed::Normed(normed) => self.post_norm.ops.silu_mul(&self.gate_up.forward(&normed)),
+            Summed::Sum(o) => self
+                .gate_up
+                .forward_gated(o.as_ref(), residual, &self.post_norm),
+        };
+        Ok(self.down.forward(&h))
     }
 }

@@ -4,6 +4,7 @@
 mod cuda;
 mod host;
 mod prompt_logprobs;
+mod tell;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,8 +17,7 @@ use smallvec::{SmallVec, smallvec};
 use tch::{Device, Tensor};
 use torch_ext::cuda::Memory;
 
-pub(crate) use self::host::HostRunner;
-use self::host::HostTicket;
+use self::host::{HostRunner, HostTicket};
 use self::prompt_logprobs::prompt_rows;
 use crate::comm::Health;
 use crate::distributed::Followers;
@@ -147,17 +147,30 @@ impl Runner {
         config: &RunnerConfig,
         followers: Followers,
     ) -> Result<Self, ModelError> {
-        let mut runner = Self::new(model, config)?;
+        // Ranks that are GPUs exchange something while they are made: what the others say comes
+        // first.
+        let made = Self::new(model, config);
+        let mut runner = made.map_err(|error| {
+            let known = followers.health().failure();
+            followers.fail(error.to_string());
+            known.map_or(error, ModelError::from)
+        })?;
         match &mut runner.0 {
             Kind::Host(runner) => runner.lead(followers),
             #[cfg(feature = "cuda")]
-            Kind::Cuda(_) => {
-                return Err(ModelError::Options(
-                    "tensor parallelism on GPUs is not implemented yet; use --cpu".to_owned(),
-                ));
-            }
+            Kind::Cuda(runner) => runner.lead(followers),
         }
         Ok(runner)
+    }
+
+    /// Takes part in a step that rank 0 tells of: this rank's share of the model. Returns the
+    /// step's output, encoded, if this rank samples it.
+    pub(crate) fn follow(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, RunnerError> {
+        match &mut self.0 {
+            Kind::Host(runner) => runner.follow(message),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.follow(message).map(|()| None),
+        }
     }
 
     /// The first failure among the ranks of a divided model, and a way to hear of it while nothing
@@ -166,7 +179,7 @@ impl Runner {
         match &self.0 {
             Kind::Host(runner) => runner.followers().map(Followers::health),
             #[cfg(feature = "cuda")]
-            Kind::Cuda(_) => None,
+            Kind::Cuda(runner) => runner.followers().map(Followers::health),
         }
     }
 

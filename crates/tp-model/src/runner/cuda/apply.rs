@@ -2,21 +2,28 @@
 
 use std::sync::Arc;
 
-use batch_scheduler::{AdmittedSeq, StepPlan};
+use batch_scheduler::{AdmittedSeq, SlotId, StepPlan};
 use sampler::sequence_seed;
 
 use super::CudaRunner;
 use crate::runner::SeqParams;
 
 impl CudaRunner {
-    /// Brings slots, block tables, sampler and cache up to the plan.
-    pub(super) fn apply(&mut self, plan: &mut StepPlan<Arc<SeqParams>>) -> Result<(), String> {
+    /// Brings slots, block tables, sampler and cache up to the plan. Sequences in `refused` cannot be
+    /// sampled: rank 0 has looked.
+    pub(super) fn apply(
+        &mut self,
+        plan: &mut StepPlan<Arc<SeqParams>>,
+        refused: &[SlotId],
+    ) -> Result<(), String> {
         for &slot in &plan.released {
             self.batch.release(slot)?;
-            self.sampler.release(slot.0);
+            if let Some(sampler) = &mut self.sampler {
+                sampler.release(slot.0);
+            }
         }
         for seq in plan.admitted.drain(..) {
-            self.admit(seq)?;
+            self.admit(seq, refused)?;
         }
         let copies: Vec<(u32, u32)> = plan
             .copies
@@ -36,17 +43,28 @@ impl CudaRunner {
         self.flush_tables(true)
     }
 
-    fn admit(&mut self, seq: AdmittedSeq<Arc<SeqParams>>) -> Result<(), String> {
+    fn admit(
+        &mut self,
+        seq: AdmittedSeq<Arc<SeqParams>>,
+        refused: &[SlotId],
+    ) -> Result<(), String> {
         let (slot, params) = (seq.slot, seq.params.clone());
-        let admitted = self.sampler.admit(
-            slot.0,
-            params.sampling.clone(),
-            sequence_seed(params.seed, seq.index),
-            &seq.tokens,
-            seq.num_prompt as usize,
-            &params.eos_token_ids,
-        );
-        let refused = admitted.err().map(|e| e.to_string());
+        let refused = match &mut self.sampler {
+            Some(sampler) => {
+                let admitted = sampler.admit(
+                    slot.0,
+                    params.sampling.clone(),
+                    sequence_seed(params.seed, seq.index),
+                    &seq.tokens,
+                    seq.num_prompt as usize,
+                    &params.eos_token_ids,
+                );
+                admitted.err().map(|e| e.to_string())
+            }
+            None => refused
+                .contains(&slot)
+                .then(|| "rank 0 refused it".to_owned()),
+        };
         self.batch.admit(seq, refused)?;
         let blocks = self.batch.get(slot)?.blocks();
         self.ints.change_table(slot.0, 0, blocks);

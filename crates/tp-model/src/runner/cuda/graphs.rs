@@ -10,8 +10,8 @@ use crate::attention::AttentionBatch;
 pub(super) struct DecodeGraph {
     pub(super) size: usize,
     pub(super) graph: Graph,
-    /// Logits, `[size, vocab]`: overwritten by every replay.
-    pub(super) logits: Tensor,
+    /// Logits, `[size, vocab]`, where this rank gets them: overwritten by every replay.
+    pub(super) logits: Option<Tensor>,
     /// What the kernels read: kept for as long as the graph.
     pub(super) _batch: AttentionBatch,
 }

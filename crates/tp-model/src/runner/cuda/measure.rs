@@ -33,7 +33,7 @@ impl CudaRunner {
         runner.largest_step().map_err(options)?;
         torch_ext::cuda::synchronize(device).map_err(options)?;
         let during = torch_ext::cuda::memory(device).map_err(options)?;
-        let Self { model, .. } = runner;
+        let model = runner.into_model();
         torch_ext::cuda::release_memory().map_err(options)?;
         let after = torch_ext::cuda::memory(device).map_err(options)?;
         let num_graphs = match model.enforce_eager() {
@@ -46,6 +46,11 @@ impl CudaRunner {
             num_graphs,
         };
         Ok((model, work))
+    }
+
+    /// The model; all the rest is dropped.
+    fn into_model(self) -> Model {
+        self.model
     }
 
     /// A step of as many prompt tokens as there may be, in as few sequences as can hold them,

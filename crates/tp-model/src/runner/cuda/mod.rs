@@ -8,11 +8,12 @@ mod apply;
 mod graphs;
 mod inputs;
 mod measure;
+mod ranks;
 mod sampling;
 
 use std::sync::Arc;
 
-use batch_scheduler::{ModelRunner, SampleRow, StepOutput, StepPlan};
+use batch_scheduler::{ModelRunner, SampleRow, SlotId, StepOutput, StepPlan};
 use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
 use tch::{Kind, Tensor};
@@ -23,8 +24,10 @@ use torch_ext::cuda::{
 use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
 use super::prompt_logprobs::{PromptRows, prompt_rows};
+use super::tell::tell;
 use super::{RunnerConfig, SeqParams, guarded, guarded_rows};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
+use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
 use crate::kv_cache::KvCache;
@@ -37,6 +40,8 @@ const UPLOADS: usize = 4;
 /// A model on a GPU with its cache and the state of all running sequences.
 #[derive(Debug)]
 pub(crate) struct CudaRunner {
+    /// Dropped before the model: NCCL waits for graphs that hold its exchanges.
+    graphs: DecodeGraphs,
     model: Model,
     config: RunnerConfig,
     kernels: Arc<Kernels>,
@@ -44,7 +49,8 @@ pub(crate) struct CudaRunner {
     stream: Stream,
     cache: KvCache,
     batch: InputBatch,
-    sampler: CudaSampler,
+    /// On the rank that has the logits.
+    sampler: Option<CudaSampler>,
     ints: StepInts,
     limits: RowLimits,
     uploads: Uploads,
@@ -58,7 +64,8 @@ pub(crate) struct CudaRunner {
     workspace: DecodeWorkspace,
     /// Rotary angles of all positions.
     rope: (Tensor, Tensor),
-    graphs: DecodeGraphs,
+    /// The other ranks, if this is rank 0 of several.
+    followers: Option<Followers>,
     /// Free places for sampled tokens on the host.
     readbacks: Vec<Readback>,
 }
@@ -144,8 +151,14 @@ impl CudaRunner {
             cache: KvCache::new(shape, config.num_blocks, device)?,
             heads,
             batch: InputBatch::new(slots, config.num_blocks),
-            sampler: CudaSampler::new(kernels.clone(), model.config().vocab_size, slots)
-                .map_err(options)?,
+            sampler: match model.has_logits() {
+                true => Some(
+                    CudaSampler::new(kernels.clone(), model.config().vocab_size, slots)
+                        .map_err(options)?,
+                ),
+                false => None,
+            },
+            followers: None,
             ints: StepInts::default(),
             limits: RowLimits {
                 slots,
@@ -226,8 +239,9 @@ impl CudaRunner {
         }
     }
 
-    /// A step of `rows` rows of one token each, from uploaded rows to logits.
-    fn decode(&self, rows: usize, batch: &AttentionBatch) -> Result<Tensor, String> {
+    /// A step of `rows` rows of one token each, from uploaded rows to logits, where this rank gets
+    /// them.
+    fn decode(&self, rows: usize, batch: &AttentionBatch) -> Result<Option<Tensor>, String> {
         self.prepare(rows)?;
         let ids = self.tensors.ids.narrow(0, 0, rows as i64);
         let hidden = self.model.forward_whole(&ids, None, &self.cache, batch);
@@ -286,12 +300,18 @@ impl CudaRunner {
             .map_err(|e| e.to_string())
     }
 
-    fn step(&mut self, mut plan: StepPlan<Arc<SeqParams>>) -> Result<CudaTicket, RunnerError> {
+    /// Launches a step. Sequences in `refused` cannot be sampled: rank 0 has looked.
+    fn step(
+        &mut self,
+        mut plan: StepPlan<Arc<SeqParams>>,
+        refused: &[SlotId],
+    ) -> Result<CudaTicket, RunnerError> {
         let step = plan.step;
+        let told = self.followers.is_some().then(|| plan.clone());
         let contradiction = |what| RunnerError::Plan { step, what };
         let device = |what| RunnerError::Device { step, what };
         self.ints.clear();
-        self.apply(&mut plan).map_err(contradiction)?;
+        self.apply(&mut plan, refused).map_err(contradiction)?;
         self.ints
             .gather(&plan, &self.batch, &self.config, self.model.deterministic())
             .map_err(contradiction)?;
@@ -312,10 +332,15 @@ impl CudaRunner {
                 return Err(contradiction(what));
             }
         }
+        if let (Some(followers), Some(told)) = (&self.followers, told) {
+            tell(followers, &self.batch, told, Vec::new(), false)
+                .map_err(|source| RunnerError::Comm { step, source })?;
+        }
         if plan.rows.is_empty() {
             return Ok(ticket);
         }
         let rows = plan.rows.len();
+        let alone = self.is_alone();
         let plain = wanted.is_empty()
             && ticket.samples.len() == rows
             && plan
@@ -326,13 +351,18 @@ impl CudaRunner {
                 .all(|(at, (row, sample))| {
                     row.len == 1 && sample.row as usize == at && sample.slot == row.slot
                 });
-        let result = guarded_rows(step, || {
+        let mut run = || {
             match plain {
                 true => self.decode_step(rows, &mut ticket),
                 false => self.mixed_step(&wanted, &mut ticket),
             }
             .map_err(device)
-        });
+        };
+        let result = match alone {
+            true => guarded_rows(step, run),
+            // The other ranks are in the middle of the step by then.
+            false => run(),
+        };
         if let Err(RunnerError::OutOfMemory { .. }) = result {
             // The next step is smaller: what fits no more in the pieces kept for this one may fit
             // in one piece.
@@ -348,15 +378,17 @@ impl CudaRunner {
         self.send_rows()?;
         let logits = match self.graphs.fitting(rows) {
             Some(graph) => {
+                let met = self.model.groups().tp.meet();
+                met.map_err(|e| e.to_string())?;
                 graph.graph.replay().map_err(|e| e.to_string())?;
-                graph.logits.shallow_clone()
+                graph.logits.as_ref().map(Tensor::shallow_clone)
             }
             None => self.decode(rows, &self.decode_batch(rows))?,
         };
-        let count = logits.size()[0];
+        let count = size.unwrap_or(rows) as i64;
         let slots = self.tensors.row_slots.narrow(0, 0, count);
         let positions = self.tensors.row_ends.narrow(0, 0, count);
-        self.sample(&logits, &slots, &positions, rows, ticket)
+        self.sample(logits.as_ref(), &slots, &positions, rows, ticket)
     }
 
     /// Prompts, or prompts beside decoding.
@@ -405,7 +437,7 @@ impl CudaRunner {
             let logits = self.model.raw_logits(&hidden.narrow(0, 0, count as i64));
             let logits = logits.map_err(|e| e.to_string())?;
             let (slots, positions) = (part(1), part(2));
-            self.sample(&logits, &slots, &positions, count, ticket)?;
+            self.sample(logits.as_ref(), &slots, &positions, count, ticket)?;
         }
         let mut scratch = Vec::new();
         let mut first = count as i64;
@@ -428,7 +460,7 @@ impl ModelRunner for CudaRunner {
     fn launch(&mut self, plan: StepPlan<Self::Params>) -> Result<CudaTicket, RunnerError> {
         let step = plan.step;
         let _no_grad = tch::no_grad_guard();
-        guarded(step, || {
+        let result = guarded(step, || {
             // The engine may have moved to a thread of its own since the last call.
             self.stream
                 .make_current()
@@ -436,15 +468,17 @@ impl ModelRunner for CudaRunner {
                     step,
                     what: e.to_string(),
                 })?;
-            self.step(plan)
-        })
+            self.step(plan, &[])
+        });
+        self.tell_failure(step, result)
     }
 
     fn collect(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
         let step = ticket.step;
-        guarded(step, || {
+        let result = guarded(step, || {
             self.finish(ticket)
                 .map_err(|what| RunnerError::Device { step, what })
-        })
+        });
+        self.tell_failure(step, result)
     }
 }

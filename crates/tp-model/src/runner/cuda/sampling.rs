@@ -9,20 +9,24 @@ use super::{CudaRunner, CudaTicket};
 use crate::runner::outcome;
 
 impl CudaRunner {
-    /// Samples from `logits`, of which the first `count` rows are real.
+    /// Samples from `logits`, of which the first `count` rows are real; without them, on another
+    /// rank than 0, takes the tokens that rank 0 samples.
     pub(super) fn sample(
         &mut self,
-        logits: &Tensor,
+        logits: Option<&Tensor>,
         slots: &Tensor,
         positions: &Tensor,
         count: usize,
         ticket: &mut CudaTicket,
     ) -> Result<(), String> {
+        let (Some(logits), Some(sampler)) = (logits, &mut self.sampler) else {
+            return self.learn_tokens(slots);
+        };
         let host_slots: Vec<u32> = ticket.samples.iter().map(|sample| sample.slot.0).collect();
-        let sampling = self
-            .sampler
+        let sampling = sampler
             .sample(logits, slots, positions, &host_slots)
             .map_err(|e| e.to_string())?;
+        self.share_tokens(sampling.tokens())?;
         self.kernels
             .keep_tokens(sampling.tokens(), slots, &self.last_token)
             .map_err(|e| e.to_string())?;
@@ -46,14 +50,15 @@ impl CudaRunner {
         ticket: CudaTicket,
     ) -> Result<StepOutput<TokenLogprobs>, String> {
         let mut samples: Vec<Sampled<TokenLogprobs>> = Vec::with_capacity(ticket.samples.len());
-        if let (Some(readback), Some(sampling)) = (ticket.tokens, ticket.sampling) {
-            let host = readback.wait().map_err(|e| e.to_string())?;
+        if let (Some(readback), Some(sampling), Some(sampler)) =
+            (ticket.tokens, ticket.sampling, &self.sampler)
+        {
+            let host = self.wait_for(&readback)?;
             let mut tokens = vec![0i32; ticket.samples.len()];
             let count = tokens.len();
             host.copy_data(&mut tokens, count);
             self.readbacks.push(readback);
-            let results = self
-                .sampler
+            let results = sampler
                 .results(&sampling, &tokens)
                 .map_err(|e| e.to_string())?;
             for (result, refused) in results.into_iter().zip(ticket.refused) {

@@ -14,11 +14,12 @@ use tch::Tensor;
 use self::ranks::refusal;
 use self::rows::{SampledRows, sampled_rows};
 use super::prompt_logprobs::PromptRows;
+use super::tell::tell;
 use super::{
     RunnerConfig, SeqParams, failed, guarded, guarded_rows, outcome, prompt_rows, to_host,
 };
 use crate::comm::CommError;
-use crate::distributed::{Followers, StepMessage};
+use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
 use crate::kv_cache::KvCache;
@@ -167,11 +168,7 @@ impl HostRunner {
     fn step(&mut self, mut plan: StepPlan<Arc<SeqParams>>) -> Result<HostTicket, RunnerError> {
         let step = plan.step;
         let contradiction = |what| RunnerError::Plan { step, what };
-        let message = self.followers.is_some().then(|| StepMessage {
-            sampled: std::mem::take(&mut self.untold),
-            refused: Vec::new(),
-            plan: plan.clone(),
-        });
+        let told = self.followers.is_some().then(|| plan.clone());
         if self.model.has_logits() {
             self.apply(&mut plan, &[])
         } else {
@@ -180,9 +177,16 @@ impl HostRunner {
         }
         .map_err(contradiction)?;
         self.gather(&plan).map_err(contradiction)?;
-        if let Some(message) = message {
-            self.tell(message)
-                .map_err(|source| RunnerError::Comm { step, source })?;
+        if let (Some(followers), Some(told)) = (&self.followers, told) {
+            let sampled = std::mem::take(&mut self.untold);
+            tell(
+                followers,
+                &self.batch,
+                told,
+                sampled,
+                !self.model.has_logits(),
+            )
+            .map_err(|source| RunnerError::Comm { step, source })?;
         }
         // The other ranks are in the middle of the step by then.
         match self.followers.is_some() {

@@ -6,28 +6,11 @@ use batch_scheduler::{AdmittedSeq, SlotId, StepOutput};
 use sampler::{SeqState, TokenLogprobs, sequence_seed};
 
 use super::HostRunner;
-use crate::comm::CommError;
-use crate::distributed::{Followers, StepMessage, decode_output, encode_output, unsampled};
+use crate::distributed::{Followers, StepMessage, decode_output, encode_output};
 use crate::error::RunnerError;
 use crate::runner::SeqParams;
 
 impl HostRunner {
-    /// Gives the other ranks their part of a step.
-    pub(super) fn tell(&self, mut message: StepMessage) -> Result<(), CommError> {
-        let Some(followers) = &self.followers else {
-            return Ok(());
-        };
-        let refused = |slot| self.batch.get(slot).is_ok_and(|s| s.refused.is_some());
-        for seq in &mut message.plan.admitted {
-            if refused(seq.slot) {
-                message.refused.push(seq.slot);
-                // Whatever they say, nobody needs to read it.
-                seq.params = unsampled(false);
-            }
-        }
-        followers.send(message.encode(!self.model.has_logits()))
-    }
-
     /// Takes part in a step that rank 0 tells of: this rank's share of the model. Returns the
     /// step's output, encoded, if this rank samples it.
     pub(crate) fn follow(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, RunnerError> {

@@ -1,0 +1,197 @@
+//! Ranks that are GPUs of this process and can read each other's memory, or share one GPU.
+
+use std::time::Duration;
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda;
+
+use super::{Collective, CommError, Health, Nccl, Threads};
+
+/// Longest message in bytes that takes one trip; NCCL moves longer ones with less traffic.
+const SHORT: usize = 256 << 10;
+
+/// One rank of a group of GPUs of this process, through our own kernels. Exchanges are put on
+/// libtorch's current stream, and can be captured in a CUDA graph.
+///
+/// Sums are taken in the order of ranks, in float32: equal inputs give equal bits on every rank, and
+/// a row's result does not depend on the rows beside it.
+#[derive(Debug)]
+pub struct OneShot {
+    ranks: cuda::OneShot,
+    health: Health,
+    /// For long messages; `None`: there is nothing else.
+    long: Option<Nccl>,
+    /// For ranks that share a GPU, where a thread that has the driver do something that waits for
+    /// the device (to load code, to allocate) would wait for another rank's kernel, which waits for
+    /// this thread: nobody starts an exchange before all threads are about to.
+    meeting: Option<Threads>,
+}
+
+impl OneShot {
+    /// The ranks of a group, in order: rank `r` has GPU `devices[r]`. GPUs may occur more than once,
+    /// for tests. A rank that waits longer than `timeout` for another fails, and with it, through
+    /// `health`, the whole group.
+    pub fn group(
+        devices: &[usize],
+        timeout: Duration,
+        health: &Health,
+    ) -> Result<Vec<Self>, CommError> {
+        let world_size = devices.len();
+        let ranks = cuda::OneShot::group(devices, timeout).map_err(|error| CommError {
+            rank: 0,
+            world_size,
+            what: error.to_string(),
+        })?;
+        if let Some(rank) = ranks.first() {
+            let alarm = rank.alarm();
+            health.on_failure(move |_| alarm.ring());
+        }
+        let shared = (1..devices.len()).any(|at| devices[..at].contains(&devices[at]));
+        let mut meetings = Threads::group(world_size, timeout, health).into_iter();
+        let rank = |ranks| Self {
+            ranks,
+            health: health.clone(),
+            long: None,
+            meeting: meetings.next().filter(|_| shared),
+        };
+        Ok(ranks.into_iter().map(rank).collect())
+    }
+
+    /// The same rank, with `nccl` for long messages and for all that is not a sum.
+    pub fn with_nccl(self, nccl: Nccl) -> Self {
+        Self {
+            long: Some(nccl),
+            ..self
+        }
+    }
+
+    fn failed(&self, error: impl std::fmt::Display) -> CommError {
+        self.health.fail(self.error(error.to_string()))
+    }
+
+    fn error(&self, what: String) -> CommError {
+        CommError {
+            rank: self.ranks.rank(),
+            world_size: self.ranks.world_size(),
+            what,
+        }
+    }
+
+    /// NCCL, if this message should go that way.
+    fn long(&self, tensor: &Tensor) -> Option<&Nccl> {
+        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        self.long.as_ref().filter(|_| bytes > SHORT)
+    }
+
+    /// As [`Collective::meet`], unless this is captured: then nothing runs.
+    fn start(&self) -> Result<(), CommError> {
+        match self.meeting.is_some() && self.ranks.is_capturing().map_err(|e| self.failed(e))? {
+            true => Ok(()),
+            false => self.meet(),
+        }
+    }
+
+    fn unsupported<T>(&self, verb: &str, peer: usize) -> Result<T, CommError> {
+        let what = format!("cannot {verb} rank {peer}: one-shot exchanges are among all ranks");
+        Err(self.error(what))
+    }
+}
+
+impl Collective for OneShot {
+    fn rank(&self) -> usize {
+        self.ranks.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.ranks.world_size()
+    }
+
+    fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        if let Some(nccl) = self.long(&tensor) {
+            return nccl.all_reduce_sum(tensor);
+        }
+        self.start()?;
+        let sum = self.ranks.all_reduce_sum(&tensor.contiguous());
+        sum.map_err(|e| self.failed(e))
+    }
+
+    fn all_reduce_norm(
+        &self,
+        x: &Tensor,
+        residual: &mut Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<Option<Tensor>, CommError> {
+        let width = weight.size()[0] as usize;
+        let halves = matches!(x.kind(), Kind::BFloat16 | Kind::Half);
+        if !halves || !cuda::OneShot::norms(width) || self.long(x).is_some() {
+            return Ok(None);
+        }
+        self.start()?;
+        let normed = self
+            .ranks
+            .all_reduce_norm(&x.contiguous(), residual, weight, eps);
+        normed.map(Some).map_err(|e| self.failed(e))
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        if let Some(nccl) = &self.long {
+            return nccl.all_gather(tensor);
+        }
+        self.start()?;
+        let all = self.ranks.all_gather(&tensor.contiguous());
+        let all = all.map_err(|e| self.failed(e))?;
+        Ok(Tensor::cat(&all.unbind(0), -1))
+    }
+
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Option<Tensor>, CommError> {
+        if let Some(nccl) = &self.long {
+            return nccl.gather(tensor, root);
+        }
+        self.start()?;
+        let all = self.ranks.gather(&tensor.contiguous(), root);
+        let all = all.map_err(|e| self.failed(e))?;
+        Ok(all.map(|all| Tensor::cat(&all.unbind(0), -1)))
+    }
+
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {
+        if let Some(nccl) = &self.long {
+            return nccl.broadcast(tensor, root);
+        }
+        self.start()?;
+        let told = self.ranks.broadcast(&tensor.contiguous(), root);
+        told.map_err(|e| self.failed(e))
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError> {
+        match &self.long {
+            Some(nccl) => nccl.send(tensor, to),
+            None => self.unsupported("send to", to),
+        }
+    }
+
+    fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError> {
+        match &self.long {
+            Some(nccl) => nccl.recv(like, from),
+            None => self.unsupported("receive from", from),
+        }
+    }
+
+    fn meet(&self) -> Result<(), CommError> {
+        match &self.meeting {
+            Some(meeting) => meeting.all_gather(Tensor::from_slice(&[0i32])).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self) -> Result<(), CommError> {
+        if let Some(rank) = self.ranks.alarm().late() {
+            let what = "kept the other GPUs waiting for too long".to_owned();
+            return Err(self.health.fail(CommError {
+                rank,
+                ..self.error(what)
+            }));
+        }
+        self.health.check()
+    }
+}

@@ -1,0 +1,127 @@
+//! Ranks that share one GPU, through the whole engine: chunked prefill, shared prefixes, preemption,
+//! several answers to a prompt.
+#![cfg(feature = "cuda")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, GenerateRequest, MaxModelLen, SamplingParams,
+};
+
+fn config(ranks: usize) -> EngineConfig {
+    EngineConfig {
+        device: DeviceChoice::Cuda,
+        dtype: DtypeChoice::Float16,
+        tensor_parallel_size: ranks,
+        device_ids: Some(vec![0; ranks]),
+        distributed_timeout: Duration::from_secs(20),
+        max_model_len: MaxModelLen::Tokens(160),
+        max_num_seqs: 6,
+        max_num_batched_tokens: Some(32),
+        block_size: 16,
+        num_gpu_blocks_override: Some(16),
+        skip_tokenizer_init: true,
+        ..EngineConfig::new("demo")
+    }
+}
+
+fn requests() -> Vec<GenerateRequest> {
+    let request = |at: usize| {
+        // Two beginnings that several prompts share.
+        let len = 40 + at * 3;
+        let token = |i: usize| ((i * 31 + at % 2 * 77 + i / 40 * at * 13) % 4000 + 50) as u32;
+        let prompt: Vec<u32> = (0..len).map(token).collect();
+        let params = SamplingParams {
+            temperature: 0.0,
+            n: 1,
+            max_tokens: Some(30),
+            ignore_eos: true,
+            logprobs: Some(2),
+            prompt_logprobs: (at == 6).then_some(1),
+            ..SamplingParams::default()
+        };
+        GenerateRequest::new(at.to_string(), prompt, params)
+    };
+    (0..12).map(request).collect()
+}
+
+#[test]
+fn answers_do_not_depend_on_the_number_of_ranks() {
+    if !torch_ext::cuda::is_available() {
+        println!("skipped: no CUDA device");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let run = |ranks: usize| {
+        let mut engine = Engine::from_directory(&config(ranks), &folder, None).unwrap();
+        let outputs = engine.generate(requests());
+        let stats = engine.stats();
+        assert_eq!(stats.kv_used_blocks, 0);
+        assert!(
+            stats.totals.preemptions > 0 && stats.totals.prefix_hits > 0,
+            "{stats:?}"
+        );
+        let outputs: Result<Vec<_>, _> = outputs.into_iter().collect();
+        outputs.unwrap()
+    };
+    let alone = run(1);
+    for ranks in [2, 4] {
+        let together = run(ranks);
+        let (mut same, mut all) = (0, 0);
+        for (one, other) in alone.iter().zip(&together) {
+            let (one, other) = (&one.outputs[0], &other.outputs[0]);
+            let pairs = one.token_ids.iter().zip(&other.token_ids);
+            let equal = pairs.take_while(|(a, b)| a == b).count();
+            all += one.token_ids.len();
+            same += equal;
+            if equal < one.token_ids.len() {
+                // Where they part, both answers must have been nearly as good.
+                let entry = &one.logprobs.as_ref().unwrap()[equal];
+                let gap = match entry.top[..] {
+                    [(_, first), (_, second), ..] => first - second,
+                    _ => f32::INFINITY,
+                };
+                println!("{ranks} ranks part at token {equal}, gap {gap}");
+                assert!(gap < 0.1, "{ranks} ranks, token {equal}: {gap}");
+            }
+        }
+        println!("{ranks} ranks: {same} of {all} tokens come before the first difference");
+        assert!(same * 2 > all);
+    }
+}
+
+#[test]
+fn too_many_ranks_are_refused() {
+    if !torch_ext::cuda::is_available() {
+        println!("skipped: no CUDA device");
+        return;
+    }
+    let count = torch_ext::cuda::device_count();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let refused = |config: EngineConfig| {
+        let refused = Engine::from_directory(&config, &folder, None);
+        refused.err().expect("refused").to_string()
+    };
+    let many = EngineConfig {
+        device_ids: None,
+        ..config(count + 1)
+    };
+    let error = refused(many);
+    assert!(error.contains(&format!("libtorch sees {count}")), "{error}");
+    let float32 = EngineConfig {
+        dtype: DtypeChoice::Float32,
+        ..config(2)
+    };
+    let error = refused(float32);
+    assert!(error.contains("bfloat16 or float16"), "{error}");
+    let stages = EngineConfig {
+        pipeline_parallel_size: 2,
+        ..config(1)
+    };
+    let error = refused(stages);
+    assert!(
+        error.contains("pipeline stages run on the CPU only"),
+        "{error}"
+    );
+}

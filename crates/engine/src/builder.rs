@@ -182,11 +182,7 @@ fn assemble(
         block_size: config.block_size,
         num_blocks: 2,
     };
-<<<<<<< HEAD
-    let (model, budget, mut table) = budget(config, model, &ranks, &sizes)?;
-=======
-    let (model, budget) = budget(config, model, &mut ranks, &sizes)?;
->>>>>>> 3000f90 (Tensor parallelism on GPUs: rank 0 tells the CUDA runners of the others each step, sampled tokens go by broadcast on the stream; NCCL is loaded by the name it has (compiles, not run yet))
+    let (model, budget, mut table) = budget(config, model, &mut ranks, &sizes)?;
     let size = size_cache(config, model.config().max_context(), block_bytes, budget)?;
     (table.num_blocks, table.block_bytes) = (size.num_blocks - 1, block_bytes);
     (sizes.max_model_len, sizes.num_blocks) = (size.max_model_len, size.num_blocks);
@@ -236,13 +232,8 @@ fn assemble(
     Ok(Engine::new(core, Arc::new(frontend)))
 }
 
-<<<<<<< HEAD
-/// What the KV cache can have, measured with the model loaded, and the table of it, which has the
-/// cache yet to come.
-=======
-/// What the KV cache of a rank can have, measured with the model loaded: what the rank with the
-/// least can.
->>>>>>> 3000f90 (Tensor parallelism on GPUs: rank 0 tells the CUDA runners of the others each step, sampled tokens go by broadcast on the stream; NCCL is loaded by the name it has (compiles, not run yet))
+/// What the KV cache of a rank can have, measured with the model loaded, and the table of it, which
+/// has the cache yet to come: those of the rank that can have least.
 fn budget(
     config: &EngineConfig,
     model: Model,
@@ -267,37 +258,26 @@ fn budget(
     };
     let (model, measured) = ranks.measure(config, model, device, sizes)?;
     let utilization = config.gpu_memory_utilization;
-<<<<<<< HEAD
-    let beside = work.steps + work.graphs;
-    let budget = Budget::of_gpu(memory.total, memory.free, beside, utilization);
-    table.device = format!("cuda:{device}");
-    table.total = memory.total;
-    table.work = work.steps;
-    table.graphs = (work.graphs, work.num_graphs);
-    Ok((model, budget, table))
-=======
     let mut least = Budget {
         free: u64::MAX,
         usual: u64::MAX,
     };
     for (rank, m) in measured.iter().enumerate() {
-        let budget = Budget::of_gpu(m.total, m.free, m.work, utilization);
-        tracing::info!(
-            rank,
-            "GPU memory: {} MiB in all; weights {} MiB, working memory {} MiB, at most {} MiB for \
-             the KV cache (utilization {utilization})",
-            m.total >> 20,
-            model.weight_bytes() >> 20,
-            m.work >> 20,
-            budget.usual >> 20,
-        );
-        least = Budget {
-            free: least.free.min(budget.free),
-            usual: least.usual.min(budget.usual),
+        let beside = m.work.steps + m.work.graphs;
+        let budget = Budget::of_gpu(m.total, m.free, beside, utilization);
+        if (budget.usual, budget.free) >= (least.usual, least.free) {
+            continue;
+        }
+        least = budget;
+        table.device = match measured.len() {
+            1 => format!("cuda:{device}"),
+            ranks => format!("cuda (rank {rank} of {ranks})"),
         };
+        table.total = m.total;
+        table.work = m.work.steps;
+        table.graphs = (m.work.graphs, m.work.num_graphs);
     }
-    Ok((model, least))
->>>>>>> 3000f90 (Tensor parallelism on GPUs: rank 0 tells the CUDA runners of the others each step, sampled tokens go by broadcast on the stream; NCCL is loaded by the name it has (compiles, not run yet))
+    Ok((model, least, table))
 }
 
 fn chat_template(

@@ -6,7 +6,9 @@ use tch::Device;
 use torch_ext::cuda::Memory;
 use tp_model::comm::CommError;
 use tp_model::distributed::{self, Followers, LocalRanks, World};
-use tp_model::{LoadOptions, Model, ModelConfig, ParallelGroups, Runner, RunnerConfig};
+use tp_model::{
+    LoadOptions, Model, ModelConfig, ParallelGroups, Runner, RunnerConfig, WorkingMemory,
+};
 
 use crate::builder::{BuildError, Progress, load_options, resolve_model};
 use crate::config::{ConfigError, EngineConfig};
@@ -123,12 +125,12 @@ pub(crate) struct Measured {
     pub(crate) total: u64,
     pub(crate) free: u64,
     /// Needed beside the cache.
-    pub(crate) work: u64,
+    pub(crate) work: WorkingMemory,
 }
 
 impl Measured {
     /// A rank's part of a GPU that `ranks` share.
-    fn new(memory: Memory, work: u64, ranks: usize) -> Self {
+    fn new(memory: Memory, work: WorkingMemory, ranks: usize) -> Self {
         let ranks = ranks as u64;
         Self {
             total: memory.total / ranks,

@@ -21,7 +21,7 @@ use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 use crate::options::LoadOptions;
 use crate::parallel::{ParallelConfig, ParallelGroups};
-use crate::runner::{Runner, RunnerConfig, panic_text};
+use crate::runner::{Runner, RunnerConfig, WorkingMemory, panic_text};
 
 /// The ranks that rank 0 leads.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl LocalRanks {
         &mut self,
         leader: Model,
         config: &RunnerConfig,
-    ) -> Result<(Model, Vec<(Memory, u64)>), ModelError> {
+    ) -> Result<(Model, Vec<(Memory, WorkingMemory)>), ModelError> {
         let world_size = self.models.len() + 1;
         let models = std::iter::once(leader).chain(self.models.drain(..));
         let health = &self.health;

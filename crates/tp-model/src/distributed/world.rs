@@ -22,7 +22,7 @@ use crate::comm::Collective;
 use crate::comm::{CommError, Health, Peers, Tcp, explain, patience};
 use crate::options::LoadOptions;
 use crate::parallel::{ParallelConfig, ParallelGroups};
-use crate::runner::RunnerConfig;
+use crate::runner::{RunnerConfig, WorkingMemory};
 
 /// This process's place in a group of processes. Clones share it.
 #[derive(Clone, Debug)]
@@ -265,14 +265,14 @@ impl World {
     }
 
     /// What the other ranks measured, after [`World::measure`].
-    pub fn wait_measured(&self) -> Result<Vec<(Memory, u64)>, CommError> {
+    pub fn wait_measured(&self) -> Result<Vec<(Memory, WorkingMemory)>, CommError> {
         let control = self.control();
         let mut all = Vec::with_capacity(control.len());
         for (line, rank) in control.iter().zip(1..) {
             let bytes = wire::expect(line, Tag::Measured).map_err(|e| self.broken(rank, &e))?;
             let fields = bytes.as_chunks::<8>().0.iter();
             let fields: Vec<u64> = fields.map(|n| u64::from_le_bytes(*n)).collect();
-            let &[free, total, allocated, reserved, work] = &fields[..] else {
+            let &[free, total, allocated, reserved, steps, graphs, num_graphs] = &fields[..] else {
                 let what = "runs another version".to_owned();
                 return Err(self.0.health.fail(self.0.launcher.error(rank, what)));
             };
@@ -282,14 +282,22 @@ impl World {
                 allocated,
                 reserved,
             };
+            let work = WorkingMemory {
+                steps,
+                graphs,
+                num_graphs: num_graphs as usize,
+            };
             all.push((memory, work));
         }
         Ok(all)
     }
 
     /// Tells rank 0 what [`World::measure`] asked for.
-    pub(crate) fn measured(&self, m: Memory, work: u64) -> Result<(), CommError> {
-        let fields = [m.free, m.total, m.allocated, m.reserved, work].map(u64::to_le_bytes);
+    pub(crate) fn measured(&self, m: Memory, w: WorkingMemory) -> Result<(), CommError> {
+        let memory = [m.free, m.total, m.allocated, m.reserved];
+        let work = [w.steps, w.graphs, w.num_graphs as u64];
+        let fields = [&memory[..], &work].concat().into_iter();
+        let fields: Vec<[u8; 8]> = fields.map(u64::to_le_bytes).collect();
         self.tell(&self.control(), Tag::Measured, &fields.concat())
     }
 

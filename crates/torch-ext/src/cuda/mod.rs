@@ -49,6 +49,8 @@ mod norm;
 #[cfg(feature = "cuda")]
 mod one_shot;
 #[cfg(feature = "cuda")]
+mod one_shot_group;
+#[cfg(feature = "cuda")]
 mod rope;
 #[cfg(feature = "cuda")]
 mod sample;
@@ -74,7 +76,8 @@ pub use self::{
     linear_wgmma_plan::WgmmaPlan,
     memory::{memory, release_memory},
     nccl::{Nccl, NcclAbort, NcclId},
-    one_shot::{OneShot, OneShotAlarm},
+    one_shot::OneShot,
+    one_shot_group::OneShotAlarm,
     rope::WriteKv,
     sample::{SampleFailure, SampleMode},
     sample_state::{SampleSlot, SampleState},

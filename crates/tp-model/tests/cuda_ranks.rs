@@ -66,14 +66,14 @@ fn run(runner: &mut Runner) -> Vec<Vec<TokenLogprobs>> {
     let mut sampled = vec![Vec::new(); SLOTS];
     for step in 0..STEPS {
         let mut plan = plans::empty(step as u64);
-        for slot in 0..SLOTS {
+        for (slot, have) in lens.iter_mut().enumerate() {
             let tokens = prompt(slot);
             let (start, len) = match (step, slot) {
                 (0, 0 | 1 | 3) | (9, 4) => (0, tokens.len()),
                 (0, 2) => (0, 100),
                 (1, 2) => (100, tokens.len() - 100),
                 (..9, 4) => continue,
-                _ => (lens[slot], 1),
+                _ => (*have, 1),
             };
             if start == 0 {
                 plans::admit(&mut plan, runner, slot as u32, &tokens, &params(slot));
@@ -85,7 +85,7 @@ fn run(runner: &mut Runner) -> Vec<Vec<TokenLogprobs>> {
                 len,
                 start + len >= tokens.len(),
             );
-            lens[slot] = start + len;
+            *have = start + len;
         }
         let slots: Vec<usize> = plan.samples.iter().map(|s| s.slot.0 as usize).collect();
         for (slot, sample) in slots.into_iter().zip(plans::run(runner, plan)) {

@@ -85,15 +85,14 @@ impl Api {
         if result == ncclResult_t::ncclSuccess {
             return Ok(());
         }
-        // SAFETY: NCCL returns strings that live as long as the library, or null; without a
-        // communicator the last error is the one of this thread.
         let text = |raw: *const c_char| match raw.is_null() {
             true => String::new(),
+            // SAFETY: NCCL's strings live as long as the library.
             false => unsafe { CStr::from_ptr(raw) }
                 .to_string_lossy()
                 .into_owned(),
         };
-        // SAFETY: as above.
+        // SAFETY: without a communicator the last error is the one of this thread.
         let (error, last) = unsafe {
             let last = (self.last_error)(std::ptr::null_mut());
             (text((self.error_string)(result)), text(last))

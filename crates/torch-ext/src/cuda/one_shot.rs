@@ -214,7 +214,7 @@ impl OneShot {
 
     /// Whether [`OneShot::all_reduce_norm`] takes rows of so many columns.
     pub fn norms(width: usize) -> bool {
-        width > 0 && width % 8 == 0 && width * 2 <= CHUNK
+        width > 0 && width.is_multiple_of(8) && width * 2 <= CHUNK
     }
 
     /// All ranks' `x` (of any type, contiguous), one after the other: `[world_size, ...]`.

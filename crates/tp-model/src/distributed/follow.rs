@@ -67,8 +67,7 @@ impl Followers {
     }
 
     /// How long a rank may keep the others waiting.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn timeout(&self) -> Duration {
+    pub fn timeout(&self) -> Duration {
         match &self.kind {
             Kind::Threads { timeout, .. } => *timeout,
             Kind::Processes(world) => world.timeout(),

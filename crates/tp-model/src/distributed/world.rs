@@ -122,8 +122,7 @@ impl World {
     }
 
     /// How long a rank may keep the others waiting.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn timeout(&self) -> Duration {
+    pub fn timeout(&self) -> Duration {
         self.0.timeout
     }
 

@@ -2,15 +2,17 @@
 // attention_prefill.cu computes, with the same arguments, on warpgroup products.
 //
 // One block an SM walks over its share of the tiles. A tile is 128 rows: the `ratio` query heads of one KV head for
-// 128 / ratio consecutive tokens. One warpgroup copies (a tile's description and Q, then steps of KEYS keys and values
-// from their blocks to a ring in shared memory); the other two compute 64 rows each. A step's scores and the output of
+// 128 / ratio consecutive tokens. One warpgroup copies (a tile's description and Q; one warp of it starts the copies of
+// KEYS keys and values a step, block by block, to a ring in shared memory); the other two compute 64 rows each. A step's scores and the output of
 // the step before are on the tensor cores together, and the two warpgroups take turns: one's softmax runs while the
 // other's products do.
 //
 // Shared memory is in panels of 64 dimensions: rows of 128 bytes, whose 16-byte chunks are permuted by the row (the
 // 128-byte swizzle of the product's descriptors).
 //
-// Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1).
+// Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1), BOX: how many consecutive rows of the cache one
+// TMA copy takes, 8 to KEYS, a divisor of KEYS and of the block size. 0 if there is no such number: then 128 threads
+// copy 16 bytes at a time.
 // hopper.cuh stands before this file when it is compiled.
 
 #define INFINITY_F __int_as_float(0x7f800000)
@@ -102,6 +104,13 @@ DEVICE void multiply_values(float (&c)[128], const u32 (&a)[4], u64 b) {
 }
 #endif
 
+/// What L2 does without a policy.
+DEVICE u64 policy_usual() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 /// The two computing warpgroups' turns: `turn_end` of one lets the other's `turn_begin` through.
 DEVICE void turn_begin(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory"); }
 DEVICE void turn_end(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory"); }
@@ -156,12 +165,14 @@ struct Tile {
     }
 };
 
-/// The arguments of attention_prefill, and how many tiles there are. Grid: as many blocks as are to be busy.
+/// The arguments of attention_prefill, how many tiles there are, and the cache for TMA: rows of HEAD_DIM, in boxes of
+/// 64 x BOX. Grid: as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
                            const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
                            int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
-                           int num_tiles) {
+                           int num_tiles, const __grid_constant__ TensorMap k_map,
+                           const __grid_constant__ TensorMap v_map) {
 #if HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
@@ -180,8 +191,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         barrier_init(q_full, 129); // every copying thread, and the one that describes the tile
         barrier_init(q_empty, 256); // every computing thread: each has read the tile's description
         for (int s = 0; s < STAGES; ++s) {
-            barrier_init(k_full + 8 * s, 128);
-            barrier_init(v_full + 8 * s, 128);
+            // The threads that copy; with TMA a warp, and one more arrival that says how many bytes come.
+            barrier_init(k_full + 8 * s, BOX ? 33 : 128);
+            barrier_init(v_full + 8 * s, BOX ? 33 : 128);
             barrier_init(k_empty + 8 * s, 8);
             barrier_init(v_empty + 8 * s, 8);
         }
@@ -195,14 +207,56 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         Ring kr = {0, 1}, vr = {0, 1}; // the first round finds every buffer empty
         u32 q_parity = 1;
-        // Each lane knows the row of one key of the step (-1: none that is attended to).
-        auto row_of = [&](const Tile &t, int step) {
-            int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
-            if (token < t.from || token >= t.end) return -1;
+        auto row_at = [&](const Tile &t, int token) {
             int block = min((u32)block_tables[(i64)t.seq * width + token / block_size], (u32)blocks - 1);
             return (block * kv_heads + t.kv_head) * block_size + token % block_size;
         };
-        auto copy = [&](const elem *cache, u32 to, int rows) {
+#if BOX
+        // Each lane knows where the step's BOX keys from `lane * BOX` on are, and whether all, none or some (those in
+        // [from, end)) are attended to: none are zeros, which lie behind the end of the cache.
+        const int boxes = KEYS / BOX, beyond = blocks * kv_heads * block_size;
+        struct Rows {
+            int row, from, end;
+        };
+        auto rows_of = [&](const Tile &t, int step) {
+            int token = t.begin + step * KEYS + lane * BOX;
+            Rows r = {beyond, max(t.from - token, 0), min(t.end - token, (int)BOX)};
+            if (lane < boxes && r.from < r.end) r.row = row_at(t, token);
+            return r;
+        };
+        const u64 usual = policy_usual();
+        auto copy = [&](const elem *cache, const TensorMap *map, u32 to, u32 barrier, Rows rows) {
+            bool some = lane < boxes && rows.row != beyond && (rows.from > 0 || rows.end < BOX);
+            u32 parts = __ballot_sync(FULL_WARP, some);
+            if (lane == 0) barrier_arrive_expect(barrier, (boxes - __popc(parts)) * BOX * HEAD_DIM * 2);
+            __syncwarp();
+            if (lane < boxes && !some) {
+#pragma unroll
+                for (int d = 0; d < HEAD_DIM / 64; ++d)
+                    copy_box(to + d * (KEYS * 128) + lane * BOX * 128, map, d * 64, rows.row, barrier, usual);
+            }
+            // What is in the cache behind a sequence's end may be anything, even NaN, which no weight of zero undoes.
+            for (; parts; parts &= parts - 1) {
+                int box = __ffs(parts) - 1, row = __shfl_sync(FULL_WARP, rows.row, box);
+                int from = __shfl_sync(FULL_WARP, rows.from, box), end = __shfl_sync(FULL_WARP, rows.end, box);
+                for (int i = lane; i < BOX * CHUNKS; i += 32) {
+                    int local = i / CHUNKS, c = i % CHUNKS, r = box * BOX + local;
+                    u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
+                    bool valid = local >= from && local < end;
+                    cp_async16(at, cache + (i64)(row + (valid ? local : from)) * HEAD_DIM + c * 8, valid);
+                }
+            }
+            barrier_arrive_copies(barrier);
+        };
+        const bool copies = warp == 0; // keys and values
+#else
+        // Each lane knows the row of one key of the step (-1: none that is attended to).
+        typedef int Rows;
+        auto rows_of = [&](const Tile &t, int step) {
+            int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
+            return token < t.from || token >= t.end ? -1 : row_at(t, token);
+        };
+        auto copy = [&](const elem *cache, const TensorMap *, u32 to, u32 barrier, Rows rows) {
 #pragma unroll 8
             for (int i = 0; i < KEYS * CHUNKS / 128; ++i) {
                 int local = (lane + 32 * i) / CHUNKS, c = lane % CHUNKS; // each warp takes a quarter of the rows
@@ -210,10 +264,14 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
                 cp_async16(at, cache + (i64)max(row, 0) * HEAD_DIM + c * 8, row >= 0);
             }
+            barrier_arrive_copies(barrier);
         };
+        const bool copies = true;
+#endif
         Tile t;
         int round = t.load(a, 0, total);
-        int rows = t.steps > 0 ? row_of(t, 0) : 0;
+        Rows rows = {};
+        if (t.steps > 0) rows = rows_of(t, 0);
         while (t.steps > 0) {
             barrier_wait(q_empty, q_parity);
             q_parity ^= 1;
@@ -233,22 +291,26 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             }
             // The tile after this one is looked up while this one's copies are on their way.
             Tile after;
-            int last_rows = 0, steps = t.steps;
+            if (!copies) {
+                round = after.load(a, round, total);
+                t = after;
+                continue;
+            }
+            Rows last_rows = rows;
+            int steps = t.steps;
             for (int step = 0; step <= steps; ++step) {
-                int these_rows = rows;
+                Rows these_rows = rows;
                 if (step < steps) {
                     barrier_wait(k_empty + 8 * kr.at, kr.parity);
-                    copy(k, k_ring + kr.at * KEY_BYTES, rows);
-                    barrier_arrive_copies(k_full + 8 * kr.at);
+                    copy(k, &k_map, k_ring + kr.at * KEY_BYTES, k_full + 8 * kr.at, rows);
                     kr.next();
                 }
                 if (step == 0) round = after.load(a, round, total);
-                if (step + 1 < steps) rows = row_of(t, step + 1);
-                if (step + 1 == steps) rows = after.steps > 0 ? row_of(after, 0) : 0;
+                if (step + 1 < steps) rows = rows_of(t, step + 1);
+                if (step + 1 == steps && after.steps > 0) rows = rows_of(after, 0);
                 if (step > 0) {
                     barrier_wait(v_empty + 8 * vr.at, vr.parity);
-                    copy(v, v_ring + vr.at * KEY_BYTES, last_rows);
-                    barrier_arrive_copies(v_full + 8 * vr.at);
+                    copy(v, &v_map, v_ring + vr.at * KEY_BYTES, v_full + 8 * vr.at, last_rows);
                     vr.next();
                 }
                 last_rows = these_rows;

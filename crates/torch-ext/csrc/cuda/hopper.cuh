@@ -67,32 +67,30 @@ DEVICE void barrier_init_done() {
 DEVICE void barrier_arrive_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-/// Arrives at the barrier that has this address in block `rank` of the cluster.
+/// Arrives at the barrier that has this address in block `rank` of the cluster, when this thread's reads of shared memory
+/// are done. Without `.release.cluster`, which would put a fence of the whole GPU in front: what follows at the other end
+/// writes through the barrier's own block.
 DEVICE void barrier_arrive_remote(u32 barrier, u32 rank) {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
                  "r"(rank)
-                 : "memory");
-}
-/// As `barrier_wait`, for a barrier at which other blocks of the cluster arrive.
-DEVICE void barrier_wait_cluster(u32 barrier, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(barrier),
-                 "r"(parity)
                  : "memory");
 }
 
 // ---- clusters ---------------------------------------------------------------------------------------------------------
 
-/// All threads of all blocks of the cluster, whole warps together.
+/// All threads of all blocks of the cluster, whole warps together. Orders no memory accesses between blocks (that would
+/// cost a fence of the whole GPU).
 DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// Writes to the place in block `rank`'s shared memory that is `address` in this block's.
-DEVICE void store_cluster(u32 address, u32 rank, float4 v) {
-    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n}\n" ::"r"(address),
-                 "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+/// Writes to the place in block `rank`'s shared memory that is `address` in this block's, and counts its 16 bytes at the
+/// barrier there.
+DEVICE void store_cluster(u32 address, u32 barrier, u32 rank, float4 v) {
+    asm volatile("{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %2;\nmapa.shared::cluster.u32 at, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%3, %4, %5, %6}, [at];\n}\n" ::"r"(
+                     address),
+                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                  : "memory");
 }
 

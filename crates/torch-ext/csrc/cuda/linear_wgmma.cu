@@ -122,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  int tokens, int outputs, int k, int tiles) {
 #if HOPPER
     extern __shared__ __align__(1024) u8 shared[];
-    __shared__ __align__(8) u64 barriers[2 * STAGES];
+    __shared__ __align__(8) u64 barriers[2 * STAGES + 1];
     const u32 ring = (shared_address(shared) + 1023) & ~1023u;
-    const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
+    const u32 full = shared_address(barriers), empty = full + 8 * STAGES, summed = empty + 8 * STAGES;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int rank = blockIdx.x % CLUSTER, share = rank % SHARE, split = rank / SHARE;
     const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
@@ -164,7 +164,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(full + 8 * s, 1);
             barrier_init(empty + 8 * s, SHARE * CONSUMERS / 32); // every warp that reads what this block sends
         }
+        barrier_init(summed, 1);
         barrier_init_done();
+        barrier_arrive_expect(summed, PAIRS * 512);
         Cursor c = start;
         for (int s = 0; s < early; ++s, c.next()) copy_w(c, s);
     }
@@ -183,22 +185,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (int s = 0; s < early; ++s, c.next()) copy_x(c, s);
             int stage = 0;
             u32 parity = 0;
-            for (int i = early; i < total; ++i, c.next()) {
-#if SHARE > 1
-                barrier_wait_cluster(empty + 8 * stage, parity);
-#else
+            for (int i = early; i < total + early; ++i, c.next()) {
+                // In the end too: no block ends while another may still arrive at its barriers.
                 barrier_wait(empty + 8 * stage, parity);
-#endif
-                copy_w(c, stage);
-                copy_x(c, stage);
+                if (i < total) {
+                    copy_w(c, stage);
+                    copy_x(c, stage);
+                }
                 if (++stage == STAGES) stage = 0, parity ^= 1;
             }
         }
         __syncwarp();
 #if SPLIT > 1
-        cluster_sync();
-        cluster_sync();
-#elif SHARE > 1
         cluster_sync();
 #endif
         return;
@@ -249,10 +247,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int n = 0; n < NT; ++n) {
             int pair = warp * NT + n;
             float4 *place = sums + (pair / SPLIT * SPLIT + split) * 32 + lane;
-            store_cluster(shared_address(place), pair % SPLIT * SHARE + share,
+            store_cluster(shared_address(place), summed, pair % SPLIT * SHARE + share,
                           make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
         }
-        cluster_sync();
+        barrier_wait(summed, 0);
         for (int i = warp; i < PAIRS / SPLIT; i += CONSUMERS / 32) {
             const float4 *part = sums + i * SPLIT * 32 + lane;
             float4 sum = part[0];
@@ -265,9 +263,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         store(problem, tile + warp, lane, acc);
 #endif
     }
-#if SPLIT == 1 && SHARE > 1
-    __syncwarp();
-    cluster_sync(); // no block sends to one that has ended
-#endif
+
 #endif
 }

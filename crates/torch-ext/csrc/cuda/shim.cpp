@@ -115,8 +115,13 @@ char* te_graph_begin(const uint64_t* pool, void** out) {
     });
 }
 
+// Ends the capture, and brings the graph to the device: a first replay would do that, and wait there for what runs.
 char* te_graph_end(void* graph) {
-    return guarded([&] { static_cast<at::cuda::CUDAGraph*>(graph)->capture_end(); });
+    return guarded([&] {
+        auto captured = static_cast<at::cuda::CUDAGraph*>(graph);
+        captured->capture_end();
+        check(cudaGraphUpload(captured->raw_cuda_graph_exec(), c10::cuda::getCurrentCUDAStream().stream()));
+    });
 }
 
 char* te_graph_replay(void* graph) {

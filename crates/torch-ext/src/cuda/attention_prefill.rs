@@ -5,8 +5,9 @@ use tch::{Kind, Tensor};
 use super::attention::{Heads, PagedKv, Scores};
 use super::check::Operand;
 use super::compile::Source;
-use super::kernels::{Arg, Kernels, Launch};
+use super::kernels::{Arg, Defines, Kernels, Launch};
 use super::rope::element;
+use super::tensor_map::TensorMap;
 use crate::Error;
 
 pub(crate) static SOURCE: Source = Source {
@@ -25,9 +26,9 @@ pub(crate) static SM90: Source = Source {
         include_str!("../../csrc/cuda/attention_prefill_sm90.cu")
     ),
     variants: &[
-        &["T_BF16=1", "HEAD_DIM=128", "SOFT_CAP=0"],
-        &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0"],
-        &["T_HALF=1", "HEAD_DIM=256", "SOFT_CAP=1"],
+        &["T_BF16=1", "HEAD_DIM=128", "SOFT_CAP=0", "BOX=16"],
+        &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0", "BOX=0"],
+        &["T_HALF=1", "HEAD_DIM=256", "SOFT_CAP=1", "BOX=64"],
     ],
 };
 
@@ -43,6 +44,7 @@ impl Kernels {
                 // And room to begin at a multiple of 1024.
                 shared: ((rows + 4 * keys) * head_dim * 2 + 1024) as u32,
                 persistent: true,
+                keys: Some(keys),
             };
         }
         let (warps, keys) = if head_dim > 128 { (4, 32) } else { (8, 64) };
@@ -53,6 +55,7 @@ impl Kernels {
             block: 32 * warps as u32,
             shared: ((rows + 4 * keys) * head_dim * 2) as u32,
             persistent: false,
+            keys: None,
         }
     }
 
@@ -112,11 +115,19 @@ impl Kernels {
                 found: ratio.to_string(),
             });
         }
-        let defines = [
+        let mut defines: Defines = smallvec::smallvec![
             (element(q.kind()), 1),
             ("HEAD_DIM", heads.head_dim as i64),
             ("SOFT_CAP", i64::from(scores.soft_cap.is_some())),
         ];
+        let mut maps = None;
+        if let Some(keys) = kernel.keys {
+            let rows = box_rows(shape.block_size, keys);
+            defines.push(("BOX", rows as i64));
+            let (all, dim) = (shape.blocks * heads.kv_heads * shape.block_size, heads.head_dim);
+            let map = |cache| TensorMap::new(cache, [dim, all], &[dim], [64, rows.max(8)]);
+            maps = Some((map(kv.k)?, map(kv.v)?));
+        }
         let function = self.function(kernel.source, kernel.source.name, &defines)?;
         // The grid's second dimension ends at 65535.
         for begin in (0..count).step_by(65535) {
@@ -128,7 +139,7 @@ impl Kernels {
             };
             let launch = Launch::new(grid, kernel.block).shared(kernel.shared).pdl();
             let tiles = tiles.narrow(0, begin as i64, len as i64);
-            let args = [
+            let mut args = vec![
                 q.into(),
                 kv.k.into(),
                 kv.v.into(),
@@ -149,7 +160,11 @@ impl Kernels {
                 Arg::from(soft_cap),
                 Arg::from(len as i32),
             ];
-            // SAFETY: the shapes were checked; what the device holds is checked in the kernel.
+            if let Some((k, v)) = &maps {
+                args.extend([Arg::from(k), Arg::from(v)]);
+            }
+            // SAFETY: the shapes were checked, and the maps are of the caches; what the device holds is
+            // checked in the kernel.
             unsafe { self.launch(function, &launch, &args)? };
         }
         Ok(())
@@ -163,4 +178,15 @@ struct PrefillKernel {
     shared: u32,
     /// Its blocks walk over the tiles: as many as there are SMs will do.
     persistent: bool,
+    /// In a step, if it copies them by TMA.
+    keys: Option<usize>,
+}
+
+/// How many consecutive rows of the cache one TMA copy takes: all of a block, or of a step, if its
+/// swizzled rows then begin at a multiple of eight. 0 if there is no such number.
+fn box_rows(block_size: usize, keys: usize) -> usize {
+    match block_size.min(keys) {
+        rows if rows >= 8 && keys % rows == 0 && block_size % rows == 0 => rows,
+        _ => 0,
+    }
 }

@@ -188,8 +188,8 @@ fn prefill(kernels: &Kernels) -> Outcome<()> {
         let chunks: Vec<_> = (0..count as usize)
             .map(|seq| (seq, new as usize, (new + prefix) as usize))
             .collect();
-        let flat = kernels.prefill_tiles(heads, &chunks);
-        let tiles = Tensor::from_slice(&flat).view([-1, 2]).to_device(ON);
+        let flat = kernels.prefill_tiles(heads, BLOCK as usize, &chunks);
+        let tiles = Tensor::from_slice(&flat).view([-1, 3]).to_device(ON);
         let us = time(|| {
             kernels.attention_prefill(&setup.q, &setup.kv(0), &tiles, &setup.out, &setup.scores)
         })?;

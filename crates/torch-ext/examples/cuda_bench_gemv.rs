@@ -184,7 +184,7 @@ impl Model {
 /// Whether the kernel for some rows is the one to take.
 fn wgmma(kernels: &Kernels, rows: usize, w: &Tensor) -> bool {
     let (n, k) = (w.size()[0] as usize, w.size()[1] as usize);
-    kernels.wgmma_rows(n, k).contains(&rows)
+    kernels.prefers_wgmma(rows, n, k)
 }
 
 /// Our kernel, or cuBLAS where that is faster.

@@ -4,7 +4,7 @@
 //! Each time is that of one product within a CUDA graph over copies of the weight that together are
 //! far larger than the L2 cache. TB/s counts the weight. `small` is `linear_small` where it takes the
 //! rows. For a gate and up, cuBLAS and `small` are followed by `silu_mul`; `wgmma` has it inside. With
-//! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed, beside their place by estimate.
+//! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed.
 
 use std::error::Error;
 
@@ -108,18 +108,26 @@ fn main() -> Result<(), Box<dyn Error>> {
                         .expect("a plan of this problem")
                 })
             };
-            match plans.first() {
-                Some(first) => println!(" | {}", cell(by(*first)?)),
-                None => println!(" | {:>16}", "-"),
-            }
+            let wgmma = each(&|w| {
+                let product = match gated {
+                    true => kernels.linear_wgmma_gated(&x, w),
+                    false => kernels.linear_wgmma(&x, w, None),
+                };
+                product.expect("fits")
+            })?;
+            let mark = match kernels.prefers_wgmma(m, n, k) {
+                true => "",
+                false => " (not used)",
+            };
+            println!(" | {}{mark}", cell(wgmma));
             if all_plans {
                 let mut timed = Vec::new();
-                for (place, plan) in plans.into_iter().enumerate() {
-                    timed.push((by(plan)?, place, plan));
+                for plan in plans {
+                    timed.push((by(plan)?, plan));
                 }
                 timed.sort_by(|a, b| a.0.total_cmp(&b.0));
-                for (us, place, plan) in timed.into_iter().take(12) {
-                    println!("      {} estimated {place:2}. {plan:?}", cell(us));
+                for (us, plan) in timed.into_iter().take(12) {
+                    println!("      {} {plan:?}", cell(us));
                 }
             }
         }

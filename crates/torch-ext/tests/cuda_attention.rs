@@ -307,9 +307,9 @@ fn prefill_equals_float64_and_does_not_depend_on_the_chunk() {
                 .map(|(i, l)| (i, l.0, l.1))
                 .collect();
             let tiles = |chunks: &[(usize, usize, usize)]| {
-                let flat = kernels.prefill_tiles(heads, chunks);
+                let flat = kernels.prefill_tiles(heads, block, chunks);
                 Tensor::from_slice(&flat)
-                    .view([-1, 2])
+                    .view([-1, 3])
                     .to_device(kernels.device())
             };
             let out = case.poison();

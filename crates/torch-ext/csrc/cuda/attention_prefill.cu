@@ -27,22 +27,20 @@ DEVICE u32 chunk_offset(int r, int c) {
     return (u32)(r * CHUNKS + (c ^ flip)) * 16;
 }
 
-/// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM]; out: as q. tiles: [.., 2], a sequence
-/// and the first token of the tile in its chunk. Grid: (kv_heads, tiles). Shared memory: Q's tile and two times K's and
-/// V's. Indices that point outside of a tensor are not followed.
+/// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM]; out: as q. tiles: [.., 3], a sequence,
+/// the first token of the tile in its chunk, and a KV head. Grid: tiles. Shared memory: Q's tile and two times K's and V's. Indices that point outside of a tensor are not followed.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prefill(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
                       const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
-                      int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
-                      int /* num_tiles */) {
+                      int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap) {
     extern __shared__ __align__(128) unsigned char shared[];
     u32 q_tile = shared_address(shared), ring = q_tile + ROWS * HEAD_DIM * 2;
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
-    int kv_head = blockIdx.x, ratio = heads / kv_heads;
-    int seq = tiles[2 * blockIdx.y], first = tiles[2 * blockIdx.y + 1];
+    const int *tile = tiles + 3 * (i64)blockIdx.x;
+    int seq = tile[0], first = tile[1], kv_head = tile[2], ratio = heads / kv_heads;
     pdl_wait();
     pdl_launch();
-    if (seq < 0 || seq >= num_seqs || first < 0) return;
+    if (seq < 0 || seq >= num_seqs || first < 0 || kv_head < 0 || kv_head >= kv_heads) return;
     int start = query_start[seq];
     int chunk = query_start[seq + 1] - start;
     int context = min((i64)context_len[seq], (i64)width * block_size);

@@ -1,18 +1,17 @@
 // Causal attention of many queries of a sequence over its paged keys and values, for Hopper (sm_90a): what
 // attention_prefill.cu computes, with the same arguments, on warpgroup products.
 //
-// One block an SM walks over its share of the tiles. A tile is 128 rows: the `ratio` query heads of one KV head for
-// 128 / ratio consecutive tokens. One warpgroup copies (a tile's description and Q; one warp of it starts the copies of
-// KEYS keys and values a step, block by block, to a ring in shared memory); the other two compute 64 rows each. A step's scores and the output of
-// the step before are on the tensor cores together, and the two warpgroups take turns: one's softmax runs while the
-// other's products do.
+// One block an SM takes tile after tile, in the order of the list. A tile is 128 rows: the `ratio` query heads of one KV
+// head for 128 / ratio consecutive tokens. Of one warpgroup, one warp starts the copies to shared memory (a tile's Q and
+// its description, then steps of KEYS keys and values, block by block, to a ring); the other two compute 64 rows each. A
+// step's scores and the output of the step before are on the tensor cores together, and the two warpgroups take turns:
+// one's softmax runs while the other's products do.
 //
 // Shared memory is in panels of 64 dimensions: rows of 128 bytes, whose 16-byte chunks are permuted by the row (the
 // 128-byte swizzle of the product's descriptors).
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1), BOX: how many consecutive rows of the cache one
-// TMA copy takes, 8 to KEYS, a divisor of KEYS and of the block size. 0 if there is no such number: then 128 threads
-// copy 16 bytes at a time.
+// TMA copy takes, 8 to KEYS, a divisor of KEYS and of the block size.
 // hopper.cuh stands before this file when it is compiled.
 
 #define INFINITY_F __int_as_float(0x7f800000)
@@ -104,6 +103,13 @@ DEVICE void multiply_values(float (&c)[128], const u32 (&a)[4], u64 b) {
 }
 #endif
 
+/// As `copy_box`, of three dimensions.
+DEVICE void copy_box3(u32 to, const TensorMap *map, int column, int middle, int row, u32 barrier, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(middle), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
 /// What L2 does without a policy.
 DEVICE u64 policy_usual() {
     u64 policy;
@@ -139,40 +145,46 @@ struct Tile {
     int from, end;   // keys that some row sees
     int begin, steps;
 
-    /// The first of this block's tiles from the `round`-th on whose entry names something; steps = 0 if there is none.
-    /// The block's share goes there and back over the blocks, as the tiles get lighter.
-    DEVICE int load(const Args &a, int round, int total) {
+    /// The list's tile `index`. No steps if its entry names nothing.
+    DEVICE void load(const Args &a, int index) {
         steps = 0;
-        for (; steps == 0 && round * (int)gridDim.x < total; ++round) {
-            int index = round * (int)gridDim.x + (int)(round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-            if (index >= total) continue;
-            kv_head = index % a.kv_heads;
-            seq = a.tiles[2 * (index / a.kv_heads)];
-            int first = a.tiles[2 * (index / a.kv_heads) + 1];
-            if (seq < 0 || seq >= a.num_seqs || first < 0) continue;
-            int start = a.query_start[seq], chunk = a.query_start[seq + 1] - start;
-            int context = min(a.context_len[seq], a.context_room);
-            if (start < 0 || chunk <= first || start > a.tokens - chunk) continue;
-            row = start + first;
-            tokens = min(ROWS / a.ratio, chunk - first);
-            position = context - chunk + first;
-            from = a.window > 0 ? max(0, position - a.window + 1) : 0;
-            end = max(0, position + tokens);
-            begin = from / KEYS * KEYS;
-            steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
-        }
-        return round;
+        seq = a.tiles[3 * index], kv_head = a.tiles[3 * index + 2];
+        int first = a.tiles[3 * index + 1];
+        if (seq < 0 || seq >= a.num_seqs || first < 0 || kv_head < 0 || kv_head >= a.kv_heads) return;
+        int start = a.query_start[seq], chunk = a.query_start[seq + 1] - start;
+        int context = min(a.context_len[seq], a.context_room);
+        if (start < 0 || chunk <= first || start > a.tokens - chunk) return;
+        row = start + first;
+        tokens = min(ROWS / a.ratio, chunk - first);
+        position = context - chunk + first;
+        from = a.window > 0 ? max(0, position - a.window + 1) : 0;
+        end = max(0, position + tokens);
+        begin = from / KEYS * KEYS;
+        steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
+    }
+
+    /// The next tile of the list that is there; no steps if none is left.
+    DEVICE void take(const Args &a, int *taken, int total, int lane) {
+        do {
+            int index = 0;
+            if (lane == 0) index = atomicAdd(taken, 1);
+            index = __shfl_sync(FULL_WARP, index, 0);
+            steps = 0;
+            if (index >= total) return;
+            load(a, index);
+        } while (steps == 0);
     }
 };
 
-/// The arguments of attention_prefill, how many tiles there are, and the cache for TMA: rows of HEAD_DIM, in boxes of
-/// 64 x BOX. Grid: as many blocks as are to be busy.
+/// The arguments of attention_prefill; how many tiles there are, and a zero that counts those taken; for TMA, the cache as
+/// rows of HEAD_DIM in boxes of 64 x BOX, and q as [HEAD_DIM, heads, tokens] in boxes of 64 x ratio x (ROWS / ratio). Grid:
+/// as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
                            const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
                            int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
-                           int num_tiles, const __grid_constant__ TensorMap k_map,
-                           const __grid_constant__ TensorMap v_map) {
+                           int num_tiles, int *taken, const __grid_constant__ TensorMap q_map,
+                           const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
 #if HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
@@ -181,19 +193,18 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     u32 k_ring = q_tile + Q_BYTES, v_ring = k_ring + STAGES * KEY_BYTES;
     u32 q_full = shared_address(barriers), q_empty = q_full + 8;
     u32 k_full = q_full + 16, k_empty = k_full + 8 * STAGES, v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
-    int tid = threadIdx.x % 128, lane = tid % 32, warp = tid / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     int group = threadIdx.x / 128; // 0 copies, 1 and 2 compute
     int ratio = heads / kv_heads;
     i64 room = (i64)width * block_size;
     Args a = {query_start, context_len, tiles, tokens, num_seqs, ratio, kv_heads, (int)min(room, (i64)0x7fffffff), window};
-    int total = num_tiles * kv_heads;
     if (threadIdx.x == 0) {
-        barrier_init(q_full, 129); // every copying thread, and the one that describes the tile
+        barrier_init(q_full, 1);
         barrier_init(q_empty, 256); // every computing thread: each has read the tile's description
         for (int s = 0; s < STAGES; ++s) {
-            // The threads that copy; with TMA a warp, and one more arrival that says how many bytes come.
-            barrier_init(k_full + 8 * s, BOX ? 33 : 128);
-            barrier_init(v_full + 8 * s, BOX ? 33 : 128);
+            // A warp's own copies, and the arrival that says how many bytes TMA brings.
+            barrier_init(k_full + 8 * s, 33);
+            barrier_init(v_full + 8 * s, 33);
             barrier_init(k_empty + 8 * s, 8);
             barrier_init(v_empty + 8 * s, 8);
         }
@@ -205,13 +216,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 
     if (group == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        if (warp > 0) return;
         Ring kr = {0, 1}, vr = {0, 1}; // the first round finds every buffer empty
         u32 q_parity = 1;
-        auto row_at = [&](const Tile &t, int token) {
-            int block = min((u32)block_tables[(i64)t.seq * width + token / block_size], (u32)blocks - 1);
-            return (block * kv_heads + t.kv_head) * block_size + token % block_size;
-        };
-#if BOX
         // Each lane knows where the step's BOX keys from `lane * BOX` on are, and whether all, none or some (those in
         // [from, end)) are attended to: none are zeros, which lie behind the end of the cache.
         const int boxes = KEYS / BOX, beyond = blocks * kv_heads * block_size;
@@ -221,7 +228,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         auto rows_of = [&](const Tile &t, int step) {
             int token = t.begin + step * KEYS + lane * BOX;
             Rows r = {beyond, max(t.from - token, 0), min(t.end - token, (int)BOX)};
-            if (lane < boxes && r.from < r.end) r.row = row_at(t, token);
+            if (lane < boxes && r.from < r.end) {
+                int block = min((u32)block_tables[(i64)t.seq * width + token / block_size], (u32)blocks - 1);
+                r.row = (block * kv_heads + t.kv_head) * block_size + token % block_size;
+            }
             return r;
         };
         const u64 usual = policy_usual();
@@ -248,79 +258,48 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             }
             barrier_arrive_copies(barrier);
         };
-        const bool copies = warp == 0; // keys and values
-#else
-        // Each lane knows the row of one key of the step (-1: none that is attended to).
-        typedef int Rows;
-        auto rows_of = [&](const Tile &t, int step) {
-            int token = t.begin + step * KEYS + warp * (KEYS / 4) + lane % (KEYS / 4);
-            return token < t.from || token >= t.end ? -1 : row_at(t, token);
-        };
-        auto copy = [&](const elem *cache, const TensorMap *, u32 to, u32 barrier, Rows rows) {
-#pragma unroll 8
-            for (int i = 0; i < KEYS * CHUNKS / 128; ++i) {
-                int local = (lane + 32 * i) / CHUNKS, c = lane % CHUNKS; // each warp takes a quarter of the rows
-                int r = warp * (KEYS / 4) + local, row = __shfl_sync(FULL_WARP, rows, local);
-                u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
-                cp_async16(at, cache + (i64)max(row, 0) * HEAD_DIM + c * 8, row >= 0);
-            }
-            barrier_arrive_copies(barrier);
-        };
-        const bool copies = true;
-#endif
         Tile t;
-        int round = t.load(a, 0, total);
+        t.take(a, taken, num_tiles, lane);
         Rows rows = {};
         if (t.steps > 0) rows = rows_of(t, 0);
         while (t.steps > 0) {
             barrier_wait(q_empty, q_parity);
             q_parity ^= 1;
-            const elem *from = q + ((i64)t.row * heads + t.kv_head * ratio) * HEAD_DIM;
-#pragma unroll 4
-            for (int i = 0; i < ROWS * CHUNKS / 128; ++i) {
-                int r = (tid + 128 * i) / CHUNKS, c = tid % CHUNKS;
-                bool valid = r < t.tokens * ratio;
-                int token = valid ? r / ratio : 0, head = valid ? r % ratio : 0;
-                u32 at = q_tile + c / 8 * (ROWS * 128) + r * 128 + (((c ^ r) & 7) << 4);
-                cp_async16(at, from + ((i64)token * heads + head) * HEAD_DIM + c * 8, valid);
-            }
-            barrier_arrive_copies(q_full);
-            if (tid == 0) {
+            if (lane == 0) {
                 next_tile = t;
-                barrier_arrive(q_full);
+                barrier_arrive_expect(q_full, ROWS / ratio * ratio * HEAD_DIM * 2);
+#pragma unroll
+                for (int d = 0; d < HEAD_DIM / 64; ++d)
+                    copy_box3(q_tile + d * (ROWS * 128), &q_map, d * 64, t.kv_head * ratio, t.row, q_full, usual);
             }
-            // The tile after this one is looked up while this one's copies are on their way.
+            __syncwarp();
             Tile after;
-            if (!copies) {
-                round = after.load(a, round, total);
-                t = after;
-                continue;
-            }
             Rows last_rows = rows;
-            int steps = t.steps;
-            for (int step = 0; step <= steps; ++step) {
+            for (int step = 0; step <= t.steps; ++step) {
                 Rows these_rows = rows;
-                if (step < steps) {
+                if (step < t.steps) {
                     barrier_wait(k_empty + 8 * kr.at, kr.parity);
                     copy(k, &k_map, k_ring + kr.at * KEY_BYTES, k_full + 8 * kr.at, rows);
                     kr.next();
+                    if (step + 1 < t.steps) rows = rows_of(t, step + 1);
                 }
-                if (step == 0) round = after.load(a, round, total);
-                if (step + 1 < steps) rows = rows_of(t, step + 1);
-                if (step + 1 == steps && after.steps > 0) rows = rows_of(after, 0);
                 if (step > 0) {
                     barrier_wait(v_empty + 8 * vr.at, vr.parity);
                     copy(v, &v_map, v_ring + vr.at * KEY_BYTES, v_full + 8 * vr.at, last_rows);
                     vr.next();
                 }
+                // The tile after this one is looked up while there is no room for more copies.
+                if (step == min(1, t.steps - 1)) after.take(a, taken, num_tiles, lane);
+                if (step + 1 == t.steps && after.steps > 0) rows = rows_of(after, 0);
                 last_rows = these_rows;
             }
             t = after;
         }
         barrier_wait(q_empty, q_parity);
-        if (tid == 0) next_tile.steps = 0;
-        barrier_arrive(q_full);
-        if (tid == 0) barrier_arrive(q_full);
+        if (lane == 0) {
+            next_tile.steps = 0;
+            barrier_arrive(q_full);
+        }
         cp_async_wait<0>();
         return;
     }
@@ -343,7 +322,6 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         q_parity ^= 1;
         Tile t = next_tile;
         if (t.steps == 0) break;
-        proxy_fence();
         int token[2], position[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {

@@ -82,35 +82,42 @@ struct Cursor {
     }
 };
 
-/// What `finish` does, for 16 rows and all tokens: what they share is computed once.
-DEVICE void store(const Problem &p, int tile, int lane, const float (&acc)[NT * 4]) {
-    const i64 outputs = p.outputs;
-    int token = lane % 4 * 2;
+/// What `finish` does, with a row of 16 or 32 bytes for each token at once: through `scratch`, 256 bytes of this warp's,
+/// where the 8 x 8 parts are turned around. For rows of y that begin at multiples of 16 bytes.
+DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 c, u32 scratch) {
+    const int wide = SILU ? 1 : 2; // parts
+    u32 to = scratch + (lane % 8 * wide + (SILU ? 0 : lane / 8 % 2)) * 16;
 #if SILU
-    const int row = tile * 8 + lane / 4;
-    if (row >= p.outputs) return;
-    const float gate = p.bias ? to_float(p.bias[row]) : 0.f, up = p.bias ? to_float(p.bias[outputs + row]) : 0.f;
-#else
-    const int row = tile * 16 + lane / 4;
-    const bool first = row < p.outputs, second = row + 8 < p.outputs;
-    const float bias0 = p.bias && first ? to_float(p.bias[row]) : 0.f;
-    const float bias1 = p.bias && second ? to_float(p.bias[row + 8]) : 0.f;
-#endif
-    elem *to = p.y + token * outputs + row;
-#pragma unroll
-    for (int n = 0; n < NT; ++n, token += 8, to += 8 * outputs) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            if (token + e >= p.tokens) continue;
-            elem *at = to + e * outputs;
-#if SILU
-            at[0] = activated(acc[4 * n + e] + gate, acc[4 * n + 2 + e] + up);
-#else
-            if (first) at[0] = from_float<elem>(acc[4 * n + e] + bias0);
-            if (second) at[8] = from_float<elem>(acc[4 * n + 2 + e] + bias1);
-#endif
-        }
+    int row = tile * 8;
+    if (p.bias && row < p.outputs) {
+        float gate = to_float(p.bias[row + lane / 4]), up = to_float(p.bias[p.outputs + row + lane / 4]);
+        c = add(c, make_float4(gate, gate, up, up));
     }
+    u32 part = pack2<elem>(to_float(activated(c.x, c.z)), to_float(activated(c.y, c.w)));
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
+#else
+    int row = tile * 16;
+    if (p.bias && row < p.outputs) {
+        float low = to_float(p.bias[row + lane / 4]);
+        float high = row + 8 < p.outputs ? to_float(p.bias[row + 8 + lane / 4]) : 0.f;
+        c = add(c, make_float4(low, low, high, high));
+    }
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(pack2<elem>(c.x, c.y)),
+                 "r"(pack2<elem>(c.z, c.w))
+                 : "memory");
+#endif
+    __syncwarp();
+    int token = group * 8 + lane / wide;
+    row += lane % wide * 8;
+    if (lane < 8 * wide && token < p.tokens && row < p.outputs) {
+        uint4 v;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "r"(scratch + lane * 16)
+                     : "memory");
+        *(uint4 *)(p.y + (i64)token * p.outputs + row) = v;
+    }
+    __syncwarp();
 }
 #endif
 
@@ -212,6 +219,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
     };
     const Problem problem = {y, bias, tokens, outputs};
+    __shared__ __align__(16) u8 scratch[CONSUMERS / 32 * 256];
+    const bool whole = outputs % 8 == 0;
+    auto put = [&](int tile, int group, float4 c) {
+        if (whole)
+            finish_rows(problem, tile, group, lane, c, shared_address(scratch + warp * 256));
+        else
+            finish(problem, tile, group, lane, c);
+    };
     int stage = 0;
     u32 parity = 0;
     for (int group = cluster; group < groups; group += clusters) {
@@ -257,10 +272,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int s = 1; s < SPLIT; ++s) sum = add(sum, part[s * 32]);
             int pair = i * SPLIT + split;
-            finish(problem, tile + pair / NT, pair % NT, lane, sum);
+            put(tile + pair / NT, pair % NT, sum);
         }
 #else
-        store(problem, tile + warp, lane, acc);
+#pragma unroll
+        for (int n = 0; n < NT; ++n)
+            put(tile + warp, n, make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
 #endif
     }
 

@@ -27,24 +27,27 @@ pub(crate) static SM90: Source = Source {
     ),
     variants: &[
         &["T_BF16=1", "HEAD_DIM=128", "SOFT_CAP=0", "BOX=16"],
-        &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0", "BOX=0"],
+        &["T_HALF=1", "HEAD_DIM=64", "SOFT_CAP=0", "BOX=128"],
         &["T_HALF=1", "HEAD_DIM=256", "SOFT_CAP=1", "BOX=64"],
     ],
 };
 
 impl Kernels {
     /// The kernel for prefill on this device.
-    fn prefill_kernel(&self, head_dim: usize) -> PrefillKernel {
-        if self.capability() == (9, 0) && matches!(head_dim, 64 | 128 | 256) {
-            let (rows, keys) = (128, if head_dim == 256 { 64 } else { 128 });
+    fn prefill_kernel(&self, head_dim: usize, block_size: usize) -> PrefillKernel {
+        let (rows, keys) = (128, if head_dim == 256 { 64 } else { 128 });
+        let box_rows = match matches!(head_dim, 64 | 128 | 256) {
+            true => box_rows(block_size, keys),
+            false => None,
+        };
+        if let (Some(box_rows), (9, 0)) = (box_rows, self.capability()) {
             return PrefillKernel {
                 source: &SM90,
                 rows,
                 block: 384,
                 // And room to begin at a multiple of 1024.
                 shared: ((rows + 4 * keys) * head_dim * 2 + 1024) as u32,
-                persistent: true,
-                keys: Some(keys),
+                box_rows: Some(box_rows),
             };
         }
         let (warps, keys) = if head_dim > 128 { (4, 32) } else { (8, 64) };
@@ -54,33 +57,49 @@ impl Kernels {
             rows,
             block: 32 * warps as u32,
             shared: ((rows + 4 * keys) * head_dim * 2) as u32,
-            persistent: false,
-            keys: None,
+            box_rows: None,
         }
     }
 
-    /// The tiles of a step's prefill, for [`Kernels::attention_prefill`]: pairs of a sequence's
-    /// index and a tile's first token, heaviest first. `chunks` are (index of a sequence, number
-    /// of its new tokens, its context with them).
-    pub fn prefill_tiles(&self, heads: Heads, chunks: &[(usize, usize, usize)]) -> Vec<i32> {
-        let ratio = (heads.heads / heads.kv_heads.max(1)).max(1);
-        let step = (self.prefill_kernel(heads.head_dim).rows / ratio).max(1);
-        let mut tiles: Vec<(usize, i32, i32)> = Vec::new();
-        for &(seq, len, context) in chunks {
-            for first in (0..len).step_by(step) {
-                let weight = (context + first).saturating_sub(len);
-                tiles.push((weight, seq as i32, first as i32));
+    /// The tiles of a step's prefill, for [`Kernels::attention_prefill`]: triples of a sequence's
+    /// index, a tile's first token and a KV head. `chunks` are (index of a sequence, number of its
+    /// new tokens, its context with them); `block_size` is that of the cache.
+    ///
+    /// Tiles that read the same keys and values follow one another, so that these are in the L2 cache,
+    /// heaviest first, and the shortest sequence comes last, so that all multiprocessors end at about
+    /// the same time.
+    pub fn prefill_tiles(
+        &self,
+        heads: Heads,
+        block_size: usize,
+        chunks: &[(usize, usize, usize)],
+    ) -> Vec<i32> {
+        /// Bytes of keys and values that stay in the L2 cache beside what streams through it.
+        const CACHED: usize = 12 << 20;
+        let kv_heads = heads.kv_heads.max(1);
+        let ratio = (heads.heads / kv_heads).max(1);
+        let kernel = self.prefill_kernel(heads.head_dim, block_size);
+        let step = (kernel.rows / ratio).max(1);
+        let mut chunks: Vec<_> = chunks.iter().filter(|(_, len, _)| *len > 0).collect();
+        chunks.sort_by_key(|(_, _, context)| std::cmp::Reverse(*context));
+        let mut tiles = Vec::new();
+        for &&(seq, len, context) in &chunks {
+            let bytes = context * heads.head_dim * 4; // of one head, in two bytes an element
+            let together = (CACHED / bytes.max(1)).clamp(1, kv_heads);
+            for first_head in (0..kv_heads).step_by(together) {
+                let heads = first_head..kv_heads.min(first_head + together);
+                for first in (0..len).step_by(step).rev() {
+                    for head in heads.clone() {
+                        tiles.extend([seq as i32, first as i32, head as i32]);
+                    }
+                }
             }
         }
-        tiles.sort_by_key(|&(weight, ..)| std::cmp::Reverse(weight));
         tiles
-            .iter()
-            .flat_map(|&(_, seq, first)| [seq, first])
-            .collect()
     }
 
-    /// Causal attention of every token of the sequences that `tiles` names (`[n, 2]` int32: what
-    /// [`Kernels::prefill_tiles`] returned for the same heads, on the device). Keys and values are
+    /// Causal attention of every token of the sequences that `tiles` names (`[n, 3]` int32: what
+    /// [`Kernels::prefill_tiles`] returned for the same heads and blocks, on the device). Keys and values are
     /// read from the cache, where the new tokens' were written before. `q` is
     /// `[tokens, heads, head_dim]`; writes these tokens' rows of `out`,
     /// `[tokens, heads * head_dim]`. Any block size. A token's result depends neither on
@@ -101,10 +120,13 @@ impl Kernels {
             tensor: tiles,
             device: self.device(),
         };
-        let [count, _] = operand.of(&[Kind::Int], [None, Some(2)])?;
+        let [count, _] = operand.of(&[Kind::Int], [None, Some(3)])?;
+        if count == 0 {
+            return Ok(());
+        }
         let (window, soft_cap) = scores.checked(OP)?;
         let heads = shape.heads;
-        let kernel = self.prefill_kernel(heads.head_dim);
+        let kernel = self.prefill_kernel(heads.head_dim, shape.block_size);
         let ratio = heads.heads / heads.kv_heads;
         if ratio > kernel.rows {
             let expected = format!("at most {} for each KV head", kernel.rows);
@@ -120,53 +142,49 @@ impl Kernels {
             ("HEAD_DIM", heads.head_dim as i64),
             ("SOFT_CAP", i64::from(scores.soft_cap.is_some())),
         ];
-        let mut maps = None;
-        if let Some(keys) = kernel.keys {
-            let rows = box_rows(shape.block_size, keys);
+        let mut args: Vec<Arg> = vec![
+            q.into(),
+            kv.k.into(),
+            kv.v.into(),
+            kv.block_tables.into(),
+            kv.query_start.into(),
+            kv.context_len.into(),
+            tiles.into(),
+            out.into(),
+            Arg::from(shape.tokens as i32),
+            Arg::from(shape.seqs as i32),
+            Arg::from(heads.heads as i32),
+            Arg::from(heads.kv_heads as i32),
+            Arg::from(shape.width as i32),
+            Arg::from(shape.blocks as i32),
+            Arg::from(shape.block_size as i32),
+            Arg::from(window),
+            Arg::from(scores.scale as f32),
+            Arg::from(soft_cap),
+        ];
+        let (mut grid, taken, maps);
+        grid = count;
+        if let Some(rows) = kernel.box_rows {
             defines.push(("BOX", rows as i64));
             let (all, dim) = (shape.blocks * heads.kv_heads * shape.block_size, heads.head_dim);
-            let map = |cache| TensorMap::new(cache, [dim, all], &[dim], [64, rows.max(8)]);
-            maps = Some((map(kv.k)?, map(kv.v)?));
+            let cache = |cache| TensorMap::new(cache, [dim, all], &[dim], [64, rows]);
+            let q = TensorMap::new(
+                q,
+                [dim, heads.heads, shape.tokens],
+                &[dim, heads.heads * dim],
+                [64, ratio, kernel.rows / ratio],
+            )?;
+            maps = [q, cache(kv.k)?, cache(kv.v)?];
+            taken = Tensor::f_zeros([1], (Kind::Int, self.device())).map_err(super::sample::torch)?;
+            args.extend([Arg::from(count as i32), Arg::from(&taken)]);
+            args.extend(maps.iter().map(Arg::from));
+            grid = count.min(self.num_sms());
         }
         let function = self.function(kernel.source, kernel.source.name, &defines)?;
-        // The grid's second dimension ends at 65535.
-        for begin in (0..count).step_by(65535) {
-            let len = 65535.min(count - begin);
-            let grid = if kernel.persistent {
-                [(heads.kv_heads * len).min(self.num_sms()) as u32, 1, 1]
-            } else {
-                [heads.kv_heads as u32, len as u32, 1]
-            };
-            let launch = Launch::new(grid, kernel.block).shared(kernel.shared).pdl();
-            let tiles = tiles.narrow(0, begin as i64, len as i64);
-            let mut args = vec![
-                q.into(),
-                kv.k.into(),
-                kv.v.into(),
-                kv.block_tables.into(),
-                kv.query_start.into(),
-                kv.context_len.into(),
-                (&tiles).into(),
-                out.into(),
-                Arg::from(shape.tokens as i32),
-                Arg::from(shape.seqs as i32),
-                Arg::from(heads.heads as i32),
-                Arg::from(heads.kv_heads as i32),
-                Arg::from(shape.width as i32),
-                Arg::from(shape.blocks as i32),
-                Arg::from(shape.block_size as i32),
-                Arg::from(window),
-                Arg::from(scores.scale as f32),
-                Arg::from(soft_cap),
-                Arg::from(len as i32),
-            ];
-            if let Some((k, v)) = &maps {
-                args.extend([Arg::from(k), Arg::from(v)]);
-            }
-            // SAFETY: the shapes were checked, and the maps are of the caches; what the device holds is
-            // checked in the kernel.
-            unsafe { self.launch(function, &launch, &args)? };
-        }
+        let launch = Launch::new([grid as u32, 1, 1], kernel.block).shared(kernel.shared).pdl();
+        // SAFETY: the shapes were checked, and the maps are of the tensors; what the device holds is
+        // checked in the kernel.
+        unsafe { self.launch(function, &launch, &args)? };
         Ok(())
     }
 }
@@ -176,17 +194,20 @@ struct PrefillKernel {
     rows: usize,
     block: u32,
     shared: u32,
-    /// Its blocks walk over the tiles: as many as there are SMs will do.
-    persistent: bool,
-    /// In a step, if it copies them by TMA.
-    keys: Option<usize>,
+    /// If it copies by TMA, so many rows of the cache at a time. Its blocks then walk over the tiles: as
+    /// many as there are multiprocessors will do.
+    box_rows: Option<usize>,
 }
 
-/// How many consecutive rows of the cache one TMA copy takes: all of a block, or of a step, if its
-/// swizzled rows then begin at a multiple of eight. 0 if there is no such number.
-fn box_rows(block_size: usize, keys: usize) -> usize {
-    match block_size.min(keys) {
-        rows if rows >= 8 && keys % rows == 0 && block_size % rows == 0 => rows,
-        _ => 0,
+/// How many consecutive rows of the cache one TMA copy takes: all of a block, or of a step of `keys`,
+/// in parts that begin at multiples of eight, as the swizzle wants. `None` if there is no such number.
+fn box_rows(block_size: usize, keys: usize) -> Option<usize> {
+    let mut rows = keys;
+    while rows >= 8 {
+        if block_size % rows == 0 {
+            return Some(rows);
+        }
+        rows /= 2;
     }
+    None
 }

@@ -1,13 +1,11 @@
 //! Matrix products of up to 128 rows on Hopper's warpgroup instructions.
 
-use std::ops::Range;
-
 use tch::Tensor;
 
 use super::check::{HALVES, Operand};
 use super::compile::Source;
 use super::kernels::{Arg, Defines, Kernels, Launch};
-use super::linear_wgmma_plan::{GROUPS, MAX_ROWS, Problem, WgmmaPlan, best, plans};
+use super::linear_wgmma_plan::{GROUPS, MAX_ROWS, Problem, WgmmaPlan, best, plans, wins};
 use super::rope::{element, same_kind};
 use super::tensor_map::TensorMap;
 use crate::Error;
@@ -35,24 +33,16 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// For which rows of x [`Kernels::wgmma_rows`] prefers this kernel: where it was measured to be
-/// faster than `linear_small` below, and than cuBLAS above. NOT MEASURED YET: the kernel has not run.
-const PREFERRED: Range<usize> = 17..MAX_ROWS + 1;
-
 impl Kernels {
-    /// For how many rows of x [`linear_wgmma`](Self::linear_wgmma) is the kernel of choice for a
-    /// weight of `[out_features, in_features]`; empty if it does not take it, or before or after
-    /// Hopper.
-    pub fn wgmma_rows(&self, out_features: usize, in_features: usize) -> Range<usize> {
+    /// Whether [`linear_wgmma`](Self::linear_wgmma) is the kernel of choice for so many rows of x and
+    /// a weight of `[out_features, in_features]`: never before or after Hopper.
+    pub fn prefers_wgmma(&self, rows: usize, out_features: usize, in_features: usize) -> bool {
         // Asked for every product of a step: no plan is made for the answer.
-        let takes = self.capability() == (9, 0)
+        self.capability() == (9, 0)
             && out_features > 0
             && in_features > 0
-            && in_features.is_multiple_of(8);
-        match takes {
-            true => PREFERRED,
-            false => 0..0,
-        }
+            && in_features.is_multiple_of(8)
+            && wins(rows, out_features, in_features, self.num_sms())
     }
 
     /// `x w^T + bias` (`[rows, n]`) for up to 128 rows: `x` `[rows, k]`, `w` `[n, k]`, `bias` `[n]`,
@@ -78,7 +68,7 @@ impl Kernels {
         self.wgmma("linear_wgmma_gated", None, x, w, None, true)
     }
 
-    /// Every way to launch the kernel for a problem, the one that is taken first. For benchmarks.
+    /// Every way to launch the kernel for a problem. For benchmarks.
     pub fn linear_wgmma_plans(
         &self,
         rows: usize,

@@ -269,7 +269,7 @@ impl OneShot {
     }
 
     /// The last arguments of every kernel.
-    fn common(&self) -> [Arg; 4] {
+    fn common(&self) -> [Arg<'_>; 4] {
         let patience = i64::try_from(self.group.patience.as_nanos()).unwrap_or(i64::MAX);
         [
             (&self.pointers).into(),

@@ -27,17 +27,17 @@ pub struct PagedWork {
 
 impl PagedWork {
     /// Every sequence by the prefill kernel, which can do all: for callers without a runner.
-    fn of_host(kernels: &Kernels, heads: Heads, host: &HostBatch) -> Self {
+    fn of_host(kernels: &Kernels, heads: Heads, block_size: usize, host: &HostBatch) -> Self {
         let chunk = |seq: usize| {
             let len = host.query_start[seq + 1] - host.query_start[seq];
             (seq, len as usize, host.context_len[seq] as usize)
         };
         let chunks: Vec<_> = (0..host.num_seqs()).map(chunk).collect();
-        let tiles = kernels.prefill_tiles(heads, &chunks);
+        let tiles = kernels.prefill_tiles(heads, block_size, &chunks);
         Self {
             decode: None,
             prefill: (!tiles.is_empty()).then(|| {
-                let tiles = Tensor::from_slice(&tiles).view([-1, 2]);
+                let tiles = Tensor::from_slice(&tiles).view([-1, 3]);
                 tiles.to_device(kernels.device())
             }),
             max_context: 0,
@@ -104,7 +104,9 @@ impl AttentionBackend for Paged {
         let work = match &batch.work {
             Some(work) => work,
             None => {
-                made = PagedWork::of_host(&self.kernels, layer.heads(), &batch.host);
+                // [blocks, heads, block size, head size]
+                let block_size = kv.k.size()[2] as usize;
+                made = PagedWork::of_host(&self.kernels, layer.heads(), block_size, &batch.host);
                 &made
             }
         };

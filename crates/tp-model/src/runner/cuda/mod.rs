@@ -174,8 +174,8 @@ impl CudaRunner {
                 tokens: upload(tokens)?,
                 samples: upload(3 * slots)?,
                 decode: upload(rows)?,
-                // A tile has at least one token; two integers each.
-                tiles: upload(2 * tokens)?,
+                // A tile has at least one token; three integers each.
+                tiles: upload(3 * heads.kv_heads * tokens)?,
             },
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,
@@ -260,7 +260,8 @@ impl CudaRunner {
                 _ => chunks.push((row, len, context)),
             }
         }
-        let tiles = self.kernels.prefill_tiles(self.heads, &chunks);
+        let tiles = self.kernels
+            .prefill_tiles(self.heads, self.config.block_size, &chunks);
         let send = |upload: &mut Upload, values: &[i32]| {
             upload.send(values).map_err(|e| e.to_string())?;
             let sent = upload.device.narrow(0, 0, values.len() as i64);
@@ -268,7 +269,7 @@ impl CudaRunner {
         };
         Ok(PagedWork {
             decode: send(&mut self.uploads.decode, &decode)?,
-            prefill: send(&mut self.uploads.tiles, &tiles)?.map(|tiles| tiles.view([-1, 2])),
+            prefill: send(&mut self.uploads.tiles, &tiles)?.map(|tiles| tiles.view([-1, 3])),
             max_context: self.config.max_model_len,
             // A prompt's tokens may be rows of their own, which attend to one another.
             fresh: match self.model.deterministic() {

@@ -85,7 +85,15 @@ impl Collective for Nccl {
     fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
         let all = self.comm.all_gather(&tensor.contiguous());
         let all = all.map_err(|e| self.failed(&e))?;
-        Ok(Tensor::cat(&all.unbind(0), -1))
+        let mut size = tensor.size();
+        match size.split_last_mut() {
+            // One row: the parts lie behind one another.
+            Some((last, rest)) if rest.iter().product::<i64>() == 1 => {
+                *last *= self.comm.world_size() as i64;
+                Ok(all.view(&size[..]))
+            }
+            _ => Ok(Tensor::cat(&all.unbind(0), -1)),
+        }
     }
 
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {

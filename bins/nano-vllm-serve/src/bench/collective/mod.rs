@@ -1,10 +1,16 @@
 //! `bench collective`: what the ranks of a model pay for every sum.
 
+#[cfg(feature = "cuda")]
+mod gpus;
+#[cfg(feature = "cuda")]
+mod rank;
+
 use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
 use clap::Args;
+use engine::DeviceChoice;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tp_model::comm::{Collective, CommError, Health, Threads};
@@ -17,15 +23,17 @@ use crate::sizes::{parse_count, parse_size};
 /// Arguments of `bench collective`.
 #[derive(Args, Debug)]
 pub struct CollectiveArgs {
-    /// Smallest message in bytes (accepts 4k, 1M, ...); each one is four times the one before.
-    #[arg(long, default_value = "1k", value_parser = parse_size)]
-    min_bytes: u64,
-    /// Largest message in bytes.
-    #[arg(long, default_value = "16M", value_parser = parse_size)]
-    max_bytes: u64,
-    /// Exchanges a size that count; a tenth as many come before them.
-    #[arg(long, default_value = "100", value_parser = parse_count)]
-    num_iters: usize,
+    /// Smallest message in bytes (accepts 4k, 1M, ...); each one is four times the one before
+    /// [default: 1k; on GPUs 4k].
+    #[arg(long, value_parser = parse_size)]
+    min_bytes: Option<u64>,
+    /// Largest message in bytes [default: 16M; on GPUs 256M].
+    #[arg(long, value_parser = parse_size)]
+    max_bytes: Option<u64>,
+    /// Exchanges a size that count; a tenth as many come before them. On GPUs: replays of a graph
+    /// of 3 to 50 exchanges [default: 100; on GPUs 30].
+    #[arg(long, value_parser = parse_count)]
+    num_iters: Option<usize>,
     /// Where to write the figures as JSON.
     #[arg(long)]
     output_json: Option<PathBuf>,
@@ -51,6 +59,10 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<()> {
         ranks > 1,
         "one rank exchanges nothing; set --tp to 2 or more"
     );
+    if on_gpus(args)? {
+        #[cfg(feature = "cuda")]
+        return gpus::run(args);
+    }
     let (transport, rows) = match &args.engine.world {
         Some(world) => ("tcp", measure(&world.collective()?, args)?),
         None => ("threads", on_threads(ranks, args)?),
@@ -91,6 +103,26 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<()> {
     file.write(&json!({"ranks": ranks, "transport": transport, "all_reduce": lines}))
 }
 
+/// Whether ranks are GPUs: if that was asked for, or if there is one for each of them.
+fn on_gpus(args: &CollectiveArgs) -> anyhow::Result<bool> {
+    let ranks = args.engine.tensor_parallel_size;
+    Ok(match args.engine.config()?.device {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda => {
+            torch_ext::cuda::load()?;
+            true
+        }
+        // Only this machine's GPUs can be counted.
+        DeviceChoice::Auto => {
+            let here = match &args.engine.world {
+                Some(world) => world.launcher().local_world_size,
+                None => ranks,
+            };
+            torch_ext::cuda::device_count() >= here
+        }
+    })
+}
+
 /// Rank 0's figures.
 fn on_threads(ranks: usize, args: &CollectiveArgs) -> anyhow::Result<Vec<Figures>> {
     let group = Threads::group(ranks, args.engine.distributed_timeout, &Health::default());
@@ -109,27 +141,30 @@ fn on_threads(ranks: usize, args: &CollectiveArgs) -> anyhow::Result<Vec<Figures
 
 fn measure(comm: &dyn Collective, args: &CollectiveArgs) -> Result<Vec<Figures>, CommError> {
     torch_ext::cpu::set_num_threads(1);
+    let num_iters = args.num_iters.unwrap_or(100);
     let mut rows = Vec::new();
-    let mut bytes = args.min_bytes.max(4);
-    while bytes <= args.max_bytes {
+    let mut bytes = args.min_bytes.unwrap_or(1 << 10).max(4);
+    while bytes <= args.max_bytes.unwrap_or(16 << 20) {
         let message = Tensor::ones([(bytes / 4) as i64], (Kind::Float, Device::Cpu));
-        let mut times = Vec::with_capacity(args.num_iters);
-        for turn in 0..args.num_iters + args.num_iters / 10 {
+        let mut times = Vec::with_capacity(num_iters);
+        for turn in 0..num_iters + num_iters / 10 {
             let start = Instant::now();
             let sum = comm.all_reduce_sum(message.shallow_clone())?;
             let time = start.elapsed().as_secs_f64();
             drop(sum);
-            if turn >= args.num_iters / 10 {
+            if turn >= num_iters / 10 {
                 times.push(time);
             }
         }
-        times.sort_by(f64::total_cmp);
-        rows.push(Figures {
-            bytes,
-            median: times[times.len() / 2],
-            p99: times[(times.len() - 1) * 99 / 100],
-        });
+        let (median, p99) = percentiles(&mut times);
+        rows.push(Figures { bytes, median, p99 });
         bytes *= 4;
     }
     Ok(rows)
+}
+
+/// Median and 99th percentile of at least one time.
+fn percentiles(times: &mut [f64]) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[(times.len() - 1) * 99 / 100])
 }

@@ -81,8 +81,7 @@ pub struct EngineArgs {
     /// has a GPU of its own, or a part of the CPU.
     #[arg(long, alias = "tp", default_value_t = 1)]
     pub tensor_parallel_size: usize,
-    /// Pipeline stages to divide the layers among, each of --tensor-parallel-size ranks. On the CPU
-    /// only.
+    /// Pipeline stages to divide the layers among, each of --tensor-parallel-size ranks.
     #[arg(long, alias = "pp", default_value_t = 1)]
     pub pipeline_parallel_size: usize,
     /// Layers of each pipeline stage, such as 20,12 [default: the same number; what is left goes to

@@ -7,7 +7,8 @@ use torch_ext::cuda::Memory;
 use tp_model::comm::CommError;
 use tp_model::distributed::{self, Followers, LocalRanks, World};
 use tp_model::{
-    LoadOptions, Model, ModelConfig, ParallelGroups, Runner, RunnerConfig, WorkingMemory,
+    LoadOptions, Model, ModelConfig, ParallelConfig, ParallelGroups, Runner, RunnerConfig,
+    WorkingMemory,
 };
 
 use crate::builder::{BuildError, Progress, load_options, resolve_model};
@@ -142,7 +143,7 @@ impl Measured {
 
 /// Which GPU each rank has, if ranks are threads.
 fn devices_of(config: &EngineConfig) -> Vec<usize> {
-    let ranks = config.tensor_parallel_size;
+    let ranks = config.parallel().world_size();
     let given = config.device_ids.clone();
     given.unwrap_or_else(|| (0..ranks).collect())
 }
@@ -153,8 +154,7 @@ fn load_on_gpus(
     dir: &Path,
     options: &LoadOptions<'_>,
 ) -> Result<(Model, Ranks), BuildError> {
-    one_stage(config)?;
-    let ranks = config.tensor_parallel_size;
+    let ranks = config.parallel().world_size();
     let devices = devices_of(config);
     let count = torch_ext::cuda::device_count();
     if devices.len() != ranks {
@@ -181,9 +181,10 @@ fn load_ranks(
     options: &LoadOptions<'_>,
     devices: &[usize],
 ) -> Result<(Model, Ranks), BuildError> {
-    let custom = config.custom_all_reduce;
+    let (parallel, custom) = (config.parallel(), config.custom_all_reduce);
     let timeout = config.distributed_timeout;
-    let (model, ranks) = LocalRanks::load_on_gpus(dir, options, devices, custom, timeout)?;
+    let loaded = LocalRanks::load_on_gpus(dir, options, &parallel, devices, custom, timeout);
+    let (model, ranks) = loaded?;
     Ok((model, Ranks::Threads(ranks)))
 }
 
@@ -195,17 +196,6 @@ fn load_ranks(
     _: &[usize],
 ) -> Result<(Model, Ranks), BuildError> {
     Err(ConfigError::new("device", "this build has no CUDA support; use --cpu").into())
-}
-
-/// Pipeline stages run on the CPU only.
-fn one_stage(config: &EngineConfig) -> Result<(), ConfigError> {
-    match config.pipeline_parallel_size {
-        1 => Ok(()),
-        _ => Err(ConfigError::new(
-            "pipeline_parallel_size",
-            "pipeline stages run on the CPU only in this version; use 1, or --cpu",
-        )),
-    }
 }
 
 /// Runs this process's rank, any but rank 0, of the group that `config.world` is; returns rank 0's
@@ -257,9 +247,8 @@ fn load_share(
     let (device, groups) = match options.device {
         Device::Cpu => (Device::Cpu, world.groups(&parallel)?),
         _ => {
-            one_stage(config)?;
             let local = world.launcher().local_rank;
-            (Device::Cuda(local), gpu_groups(world, local)?)
+            (Device::Cuda(local), gpu_groups(world, &parallel, local)?)
         }
     };
     let options = LoadOptions { device, ..*options };
@@ -268,7 +257,11 @@ fn load_share(
 
 /// Connects this process's GPU, the one of its number on this machine, to those of the others.
 #[cfg(feature = "cuda")]
-fn gpu_groups(world: &World, local_rank: usize) -> Result<ParallelGroups, BuildError> {
+fn gpu_groups(
+    world: &World,
+    parallel: &ParallelConfig,
+    local_rank: usize,
+) -> Result<ParallelGroups, BuildError> {
     match torch_ext::cuda::device_count() {
         count if local_rank < count => {}
         count => {
@@ -279,11 +272,11 @@ fn gpu_groups(world: &World, local_rank: usize) -> Result<ParallelGroups, BuildE
             return Err(ConfigError::new("tensor_parallel_size", what).into());
         }
     }
-    Ok(ParallelGroups::tensor(Box::new(world.nccl(local_rank)?)))
+    Ok(world.gpu_groups(parallel, local_rank)?)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu_groups(_: &World, _: usize) -> Result<ParallelGroups, BuildError> {
+fn gpu_groups(_: &World, _: &ParallelConfig, _: usize) -> Result<ParallelGroups, BuildError> {
     Err(ConfigError::new("device", "this build has no CUDA support; use --cpu").into())
 }
 

@@ -1,5 +1,5 @@
-//! Ranks that share one GPU, through the whole engine: chunked prefill, shared prefixes, preemption,
-//! several answers to a prompt.
+//! Ranks that share one GPU, and, with more GPUs, have one each, through the whole engine: chunked
+//! prefill, shared prefixes, preemption, several steps under way.
 #![cfg(feature = "cuda")]
 
 use std::path::Path;
@@ -9,12 +9,13 @@ use engine::{
     DeviceChoice, DtypeChoice, Engine, EngineConfig, GenerateRequest, MaxModelLen, SamplingParams,
 };
 
-fn config(ranks: usize) -> EngineConfig {
+fn config(tp: usize, pp: usize) -> EngineConfig {
     EngineConfig {
         device: DeviceChoice::Cuda,
         dtype: DtypeChoice::Float16,
-        tensor_parallel_size: ranks,
-        device_ids: Some(vec![0; ranks]),
+        tensor_parallel_size: tp,
+        pipeline_parallel_size: pp,
+        device_ids: Some(vec![0; tp * pp]),
         distributed_timeout: Duration::from_secs(20),
         max_model_len: MaxModelLen::Tokens(160),
         max_num_seqs: 6,
@@ -53,8 +54,8 @@ fn answers_do_not_depend_on_the_number_of_ranks() {
         return;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let run = |ranks: usize| {
-        let mut engine = Engine::from_directory(&config(ranks), &folder, None).unwrap();
+    let run = |config: &EngineConfig| {
+        let mut engine = Engine::from_directory(config, &folder, None).unwrap();
         let outputs = engine.generate(requests());
         // The last step may still be on its way.
         let mut stats = engine.stats();
@@ -73,9 +74,31 @@ fn answers_do_not_depend_on_the_number_of_ranks() {
         let outputs: Result<Vec<_>, _> = outputs.into_iter().collect();
         outputs.unwrap()
     };
-    let alone = run(1);
-    for ranks in [2, 4] {
-        let together = run(ranks);
+    let alone = run(&config(1, 1));
+    let mut configs = Vec::new();
+    for (tp, pp) in [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)] {
+        configs.push(config(tp, pp));
+        let eager = EngineConfig {
+            enforce_eager: true,
+            ..config(tp, pp)
+        };
+        configs.extend((pp > 1).then_some(eager));
+        if torch_ext::cuda::device_count() >= tp * pp {
+            configs.push(EngineConfig {
+                device_ids: None,
+                ..config(tp, pp)
+            });
+        }
+    }
+    for config in configs {
+        let together = run(&config);
+        let ranks = format!(
+            "tp {}, pp {}, GPUs {:?}, eager {}:",
+            config.tensor_parallel_size,
+            config.pipeline_parallel_size,
+            config.device_ids,
+            config.enforce_eager
+        );
         let (mut same, mut all) = (0, 0);
         for (one, other) in alone.iter().zip(&together) {
             let (one, other) = (&one.outputs[0], &other.outputs[0]);
@@ -90,11 +113,11 @@ fn answers_do_not_depend_on_the_number_of_ranks() {
                     [(_, first), (_, second), ..] => first - second,
                     _ => f32::INFINITY,
                 };
-                println!("{ranks} ranks part at token {equal}, gap {gap}");
-                assert!(gap < 0.1, "{ranks} ranks, token {equal}: {gap}");
+                println!("{ranks} parts at token {equal}, gap {gap}");
+                assert!(gap < 0.1, "{ranks} token {equal}: {gap}");
             }
         }
-        println!("{ranks} ranks: {same} of {all} tokens come before the first difference");
+        println!("{ranks} {same} of {all} tokens come before the first difference");
         assert!(same * 2 > all);
     }
 }
@@ -113,23 +136,20 @@ fn too_many_ranks_are_refused() {
     };
     let many = EngineConfig {
         device_ids: None,
-        ..config(count + 1)
+        ..config(count + 1, 1)
     };
     let error = refused(many);
     assert!(error.contains(&format!("libtorch sees {count}")), "{error}");
     let float32 = EngineConfig {
         dtype: DtypeChoice::Float32,
-        ..config(2)
+        ..config(2, 1)
     };
     let error = refused(float32);
     assert!(error.contains("bfloat16 or float16"), "{error}");
     let stages = EngineConfig {
-        pipeline_parallel_size: 2,
-        ..config(1)
+        device_ids: Some(vec![0]),
+        ..config(1, 2)
     };
     let error = refused(stages);
-    assert!(
-        error.contains("pipeline stages run on the CPU only"),
-        "{error}"
-    );
+    assert!(error.contains("not one GPU for each of 2 ranks"), "{error}");
 }

@@ -81,12 +81,6 @@ impl Model {
             )));
         }
         let stage = Stage::new(groups.pp.rank(), partition)?;
-        if stage.count() > 1 && options.device != Device::Cpu {
-            return Err(ModelError::Options(format!(
-                "pipeline_parallel_size {}: pipeline stages run on the CPU only in this version",
-                stage.count()
-            )));
-        }
         check_device(options.device)?;
         let kind = options.dtype.resolve(&config);
         let activations = match options.device {
@@ -233,16 +227,26 @@ impl Model {
         cache: &KvCache,
         batch: &AttentionBatch,
     ) -> Result<Option<Tensor>, CommError> {
-        let (pp, index) = (&self.groups.pp, self.stage.index());
-        let input = match self.stage.is_first() {
-            true => None,
-            false => {
-                let size = [ids.size()[0], self.config.hidden_size as i64];
-                let like = Tensor::empty(size, (self.activations, self.device));
-                Some(pp.recv(&like, index - 1)?)
-            }
-        };
-        let output = self.decoder.forward(
+        let input = self.receive(ids.size()[0])?;
+        let output = self.forward_stage(ids, input, rows, cache, batch)?;
+        if self.stage.is_last() {
+            return Ok(Some(output));
+        }
+        self.hand_on(&output)?;
+        Ok(None)
+    }
+
+    /// As [`Model::forward`], of this stage alone: `input` is what [`Model::receive`] gave, and
+    /// what a stage that is not the last returns is for [`Model::hand_on`].
+    pub(crate) fn forward_stage(
+        &self,
+        ids: &Tensor,
+        input: Option<Tensor>,
+        rows: Option<&Tensor>,
+        cache: &KvCache,
+        batch: &AttentionBatch,
+    ) -> Result<Tensor, CommError> {
+        self.decoder.forward(
             ids,
             input,
             rows,
@@ -250,29 +254,28 @@ impl Model {
             batch,
             self.attention.as_ref(),
             self.groups.tp.as_ref(),
-        )?;
-        if self.stage.is_last() {
-            return Ok(Some(output));
-        }
-        pp.send(&output, index + 1)?;
-        Ok(None)
+        )
     }
 
-    /// As [`Model::forward`], of a model of one stage.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn forward_whole(
-        &self,
-        ids: &Tensor,
-        rows: Option<&Tensor>,
-        cache: &KvCache,
-        batch: &AttentionBatch,
-    ) -> Result<Tensor, CommError> {
-        let hidden = self.forward(ids, rows, cache, batch)?;
-        hidden.ok_or_else(|| CommError {
-            rank: self.groups.tp.rank(),
-            world_size: self.groups.tp.world_size(),
-            what: "has a stage that is not the last".to_owned(),
-        })
+    /// What the stage before has for this one, `[tokens, hidden]` in the dtype of activations;
+    /// `None` on the first stage.
+    pub(crate) fn receive(&self, tokens: i64) -> Result<Option<Tensor>, CommError> {
+        let Some(before) = self.stage.index().checked_sub(1) else {
+            return Ok(None);
+        };
+        let like = self.activations(tokens);
+        self.groups.pp.recv(&like, before).map(Some)
+    }
+
+    /// Gives this stage's output to the next one.
+    pub(crate) fn hand_on(&self, output: &Tensor) -> Result<(), CommError> {
+        self.groups.pp.send(output, self.stage.index() + 1)
+    }
+
+    /// Room for what goes from stage to stage, `[tokens, hidden]`.
+    pub(crate) fn activations(&self, tokens: i64) -> Tensor {
+        let size = [tokens, self.config.hidden_size as i64];
+        Tensor::empty(size, (self.activations, self.device))
     }
 
     /// Logits (float32, `[rows, vocab]`) of the last stage's hidden states, where

@@ -1,5 +1,6 @@
 //! A GPU that is a rank of a group: NCCL between it and itself, in steps and in captured graphs; and
-//! ranks that share it, which are what one rank is.
+//! ranks that share it, as parts of layers and as pipeline stages, which are what one rank is. With
+//! more GPUs also ranks that have one each.
 #![cfg(feature = "cuda")]
 
 #[allow(dead_code)]
@@ -13,9 +14,9 @@ use std::time::Duration;
 use batch_scheduler::SlotId;
 use sampler::{SamplingParams, TokenLogprobs};
 use tch::Device;
-use tp_model::comm::{Health, connect_gpus};
+use tp_model::comm::{Health, Members, connect_gpus};
 use tp_model::distributed::LocalRanks;
-use tp_model::{DtypeChoice, LoadOptions, Model, Runner, RunnerConfig, SeqParams};
+use tp_model::{DtypeChoice, LoadOptions, Model, ParallelConfig, Runner, RunnerConfig, SeqParams};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const SLOTS: usize = 5;
@@ -117,7 +118,8 @@ fn nccl_with_one_rank_changes_no_bit() {
         (DtypeChoice::Float32, false),
     ] {
         let options = options(dtype, eager);
-        let mut group = connect_gpus(&[0], true, TIMEOUT, &Health::default()).unwrap();
+        let mut group =
+            connect_gpus(&[0], &Members::all(1), true, TIMEOUT, &Health::default()).unwrap();
         let model = Model::load_shard(&model_folder(), &options, group.remove(0)).unwrap();
         let got = run(&mut Runner::new(model, &config()).unwrap());
         assert_eq!(
@@ -126,6 +128,71 @@ fn nccl_with_one_rank_changes_no_bit() {
             "{dtype:?}"
         );
     }
+}
+
+/// The GPUs of so many ranks: all of them the first, and, if there are enough, one each.
+fn layouts(ranks: usize) -> Vec<Vec<usize>> {
+    let mut layouts = vec![vec![0; ranks]];
+    if torch_ext::cuda::device_count() >= ranks {
+        layouts.push((0..ranks).collect());
+    }
+    layouts
+}
+
+/// What a model divided so samples, twice; and what one rank does is close to it.
+fn check_divided(
+    parallel: &ParallelConfig,
+    devices: &[usize],
+    custom: bool,
+    dtype: DtypeChoice,
+    eager: bool,
+) {
+    let (tp, pp) = (
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+    );
+    let what =
+        format!("tp {tp}, pp {pp} on {devices:?}, {dtype:?}, eager {eager}, custom {custom}");
+    let options = options(dtype, eager);
+    let want = solo(&options);
+    let folder = model_folder();
+    let loaded = LocalRanks::load_on_gpus(&folder, &options, parallel, devices, custom, TIMEOUT);
+    let (leader, mut local) = loaded.unwrap();
+    let (leader, measured) = local.measure(leader, &config()).unwrap();
+    assert_eq!(measured.len(), tp * pp);
+    let followers = local.start(&config()).unwrap();
+    let mut runner = Runner::with_followers(leader, &config(), followers).unwrap();
+    let got = run(&mut runner);
+    assert_eq!(runner.health().unwrap().failure(), None);
+    let again = run(&mut runner);
+    // Sums are taken in the order of ranks: the same bits whoever comes first.
+    assert_eq!(format!("{got:?}"), format!("{again:?}"), "{what}");
+    let mut same = 0;
+    for (slot, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert_eq!(got.len(), want.len(), "{what}: slot {slot}");
+        for (step, (got, want)) in got.iter().zip(want).enumerate() {
+            let far = (got.logprob - want.logprob).abs();
+            if got.token != want.token {
+                // Two answers that are nearly as good: from here on they are two texts.
+                let other = want.top.iter().find(|(token, _)| *token == got.token);
+                let gap = other.map_or(f32::INFINITY, |(_, l)| (want.top[0].1 - l).abs());
+                println!("{what}: slot {slot} parts at step {step}, gap {gap}");
+                assert!(
+                    slot == 1 || gap < 0.15,
+                    "{what}: slot {slot}, step {step}: {gap}"
+                );
+                break;
+            }
+            assert!(far < 0.15, "{what}: slot {slot}, step {step}: {far}");
+            same += 1;
+        }
+    }
+    let bits = format!("{got:?}") == format!("{want:?}");
+    println!("{what}: {same} tokens are the same; bits too: {bits}");
+    assert!(
+        same > SLOTS * STEPS / 3,
+        "{what}: only {same} tokens are the same"
+    );
 }
 
 #[test]
@@ -139,44 +206,67 @@ fn ranks_that_share_a_gpu_are_one() {
         (2, DtypeChoice::Bfloat16, false),
         (4, DtypeChoice::Float16, false),
     ] {
-        let what = format!("{ranks} ranks, {dtype:?}, eager {eager}");
-        let options = options(dtype, eager);
-        let want = solo(&options);
-        let devices = vec![0; ranks];
-        let loaded = LocalRanks::load_on_gpus(&model_folder(), &options, &devices, false, TIMEOUT);
-        let (leader, mut local) = loaded.unwrap();
-        let (leader, measured) = local.measure(leader, &config()).unwrap();
-        assert_eq!(measured.len(), ranks);
-        let followers = local.start(&config()).unwrap();
-        let mut runner = Runner::with_followers(leader, &config(), followers).unwrap();
-        let got = run(&mut runner);
-        assert_eq!(runner.health().unwrap().failure(), None);
-        let again = run(&mut runner);
-        // Sums are taken in the order of ranks: the same bits whoever comes first.
-        assert_eq!(format!("{got:?}"), format!("{again:?}"), "{what}");
-        let mut same = 0;
-        for (slot, (got, want)) in got.iter().zip(&want).enumerate() {
-            for (step, (got, want)) in got.iter().zip(want).enumerate() {
-                let far = (got.logprob - want.logprob).abs();
-                if got.token != want.token {
-                    // Two answers that are nearly as good: from here on they are two texts.
-                    let other = want.top.iter().find(|(token, _)| *token == got.token);
-                    let gap = other.map_or(f32::INFINITY, |(_, l)| (want.top[0].1 - l).abs());
-                    println!("{what}: slot {slot} parts at step {step}, gap {gap}");
-                    assert!(
-                        slot == 1 || gap < 0.15,
-                        "{what}: slot {slot}, step {step}: {gap}"
-                    );
-                    break;
-                }
-                assert!(far < 0.15, "{what}: slot {slot}, step {step}: {far}");
-                same += 1;
-            }
-        }
-        println!("{what}: {same} tokens are the same");
-        assert!(
-            same > SLOTS * STEPS / 3,
-            "{what}: only {same} tokens are the same"
+        check_divided(
+            &ParallelConfig::tensor(ranks),
+            &vec![0; ranks],
+            false,
+            dtype,
+            eager,
         );
+    }
+}
+
+#[test]
+fn ranks_with_a_gpu_each_are_one() {
+    if torch_ext::cuda::device_count() < 2 {
+        println!("skipped: fewer than two CUDA devices");
+        return;
+    }
+    for (custom, eager) in [(false, true), (false, false), (true, true), (true, false)] {
+        check_divided(
+            &ParallelConfig::tensor(2),
+            &[0, 1],
+            custom,
+            DtypeChoice::Float16,
+            eager,
+        );
+    }
+}
+
+#[test]
+fn stages_are_one_model() {
+    if !torch_ext::cuda::is_available() {
+        println!("skipped: no CUDA device");
+        return;
+    }
+    for (stages, dtype, eager) in [
+        (2, DtypeChoice::Float16, true),
+        (2, DtypeChoice::Float16, false),
+        (3, DtypeChoice::Bfloat16, false),
+    ] {
+        let parallel = ParallelConfig {
+            pipeline_parallel_size: stages,
+            ..ParallelConfig::SOLO
+        };
+        for devices in layouts(stages) {
+            check_divided(&parallel, &devices, false, dtype, eager);
+        }
+    }
+}
+
+#[test]
+fn stages_of_two_ranks_are_one_model() {
+    if !torch_ext::cuda::is_available() {
+        println!("skipped: no CUDA device");
+        return;
+    }
+    for eager in [true, false] {
+        let parallel = ParallelConfig {
+            pipeline_parallel_size: 2,
+            ..ParallelConfig::tensor(2)
+        };
+        for devices in layouts(4) {
+            check_divided(&parallel, &devices, false, DtypeChoice::Float16, eager);
+        }
     }
 }

@@ -151,6 +151,13 @@ char* te_event_record(void* event, int device) {
     });
 }
 
+char* te_event_wait(void* event, int device) {
+    return guarded([&] {
+        auto stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream();
+        check(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event), 0));
+    });
+}
+
 char* te_event_synchronize(void* event) {
     return guarded([&] { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); });
 }

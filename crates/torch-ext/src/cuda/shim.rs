@@ -66,6 +66,7 @@ functions! {
     event_new(timing: c_int, out: *mut *mut c_void);
     event_free(event: *mut c_void);
     event_record(event: *mut c_void, device: c_int);
+    event_wait(event: *mut c_void, device: c_int);
     event_synchronize(event: *mut c_void);
     event_query(event: *mut c_void, done: *mut c_int);
     event_elapsed(start: *mut c_void, end: *mut c_void, ms: *mut f32);

@@ -93,6 +93,13 @@ impl Event {
         unsafe { shim()?.event_record(self.raw, self.device as c_int) }
     }
 
+    /// What is put on the current stream of `device` from now on waits until what was recorded is
+    /// done. The host does not wait.
+    pub fn wait(&self, device: usize) -> Result<(), CudaError> {
+        // SAFETY: the event lives; the stream keeps what it needs of it.
+        unsafe { shim()?.event_wait(self.raw, device as c_int) }
+    }
+
     /// Waits until what was recorded is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the event lives.

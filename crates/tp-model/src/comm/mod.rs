@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod gpus;
+#[cfg(feature = "cuda")]
+mod handoff;
 mod health;
 #[cfg(feature = "cuda")]
 mod nccl;
@@ -14,7 +16,9 @@ mod threads;
 use std::time::Duration;
 
 #[cfg(feature = "cuda")]
-pub use gpus::connect_gpus;
+pub use gpus::{connect_gpus, connect_stages};
+#[cfg(feature = "cuda")]
+pub use handoff::Handoff;
 pub use health::Health;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
@@ -36,6 +40,34 @@ pub struct CommError {
     pub world_size: usize,
     /// What failed.
     pub what: String,
+}
+
+/// Who the ranks of a group are among all ranks: for errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    ranks: Vec<usize>,
+    world_size: usize,
+}
+
+impl Members {
+    /// These of `world_size` ranks, in the group's order.
+    pub fn new(ranks: Vec<usize>, world_size: usize) -> Self {
+        Self { ranks, world_size }
+    }
+
+    /// All of `world_size` ranks.
+    pub fn all(world_size: usize) -> Self {
+        Self::new((0..world_size).collect(), world_size)
+    }
+
+    /// An error of the group's rank `member`.
+    fn error(&self, member: usize, what: String) -> CommError {
+        CommError {
+            rank: self.ranks.get(member).copied().unwrap_or(member),
+            world_size: self.world_size,
+            what,
+        }
+    }
 }
 
 /// Collective operations on tensors of one device. All ranks call the same operations in the

@@ -3,48 +3,47 @@
 use tch::Tensor;
 use torch_ext::cuda::{self, CudaError, NcclId};
 
-use super::{Collective, CommError, Health};
+use super::{Collective, CommError, Health, Members};
 
 /// One rank of a group of GPUs, through NCCL. Exchanges are put on libtorch's current stream: the
 /// caller does not wait, and they can be captured in a CUDA graph.
 #[derive(Debug)]
 pub struct Nccl {
     comm: cuda::Nccl,
+    members: Members,
     health: Health,
 }
 
 impl Nccl {
-    /// Joins the group of `id`; waits until all ranks do. A failure that `health` hears of aborts
-    /// what is under way, so that a stream that waits for a rank that is gone comes to its end.
+    /// Joins the group of `id` as its rank `rank`; waits until all `members` do. A failure that
+    /// `health` hears of aborts what is under way, so that a stream that waits for a rank that is
+    /// gone comes to its end.
     pub fn new(
         id: NcclId,
         rank: usize,
-        world_size: usize,
+        members: Members,
         device: usize,
         health: &Health,
     ) -> Result<Self, CommError> {
-        let failed = |error: CudaError| CommError {
-            rank,
-            world_size,
-            what: error.to_string(),
-        };
-        let comm = cuda::Nccl::new(id, rank, world_size, device).map_err(failed)?;
-        Ok(Self::watched(comm, health))
+        let failed = |error: CudaError| members.error(rank, error.to_string());
+        let comm = cuda::Nccl::new(id, rank, members.ranks.len(), device).map_err(failed)?;
+        Ok(Self::watched(comm, members, health))
     }
 
     /// As [`Nccl::new`], for all ranks of a group of GPUs of this process: rank `r` has
     /// `devices[r]`.
-    pub fn local_group(devices: &[usize], health: &Health) -> Result<Vec<Self>, CommError> {
-        let group = cuda::Nccl::local_group(devices).map_err(|error| CommError {
-            rank: 0,
-            world_size: devices.len(),
-            what: error.to_string(),
-        })?;
-        let group = group.into_iter().map(|comm| Self::watched(comm, health));
-        Ok(group.collect())
+    pub fn local_group(
+        devices: &[usize],
+        members: &Members,
+        health: &Health,
+    ) -> Result<Vec<Self>, CommError> {
+        let group = cuda::Nccl::local_group(devices);
+        let group = group.map_err(|error| members.error(0, error.to_string()))?;
+        let watched = |comm| Self::watched(comm, members.clone(), health);
+        Ok(group.into_iter().map(watched).collect())
     }
 
-    fn watched(comm: cuda::Nccl, health: &Health) -> Self {
+    fn watched(comm: cuda::Nccl, members: Members, health: &Health) -> Self {
         let abort = comm.abort_handle();
         // On a thread of its own: it may wait until graphs are dropped, by whoever hears of the
         // failure. Without a thread to be had the process has other troubles.
@@ -53,17 +52,16 @@ impl Nccl {
         });
         Self {
             comm,
+            members,
             health: health.clone(),
         }
     }
 
     /// Another rank's failure if there was one, else this error.
     fn failed(&self, error: &CudaError) -> CommError {
-        self.health.fail(CommError {
-            rank: self.comm.rank(),
-            world_size: self.comm.world_size(),
-            what: error.to_string(),
-        })
+        let rank = self.comm.rank();
+        self.health
+            .fail(self.members.error(rank, error.to_string()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tch::{Kind, Tensor};
 use torch_ext::cuda;
 
-use super::{Collective, CommError, Health, Nccl, Threads};
+use super::{Collective, CommError, Health, Members, Nccl, Threads};
 
 /// Longest message in bytes that takes one trip; NCCL moves longer ones with less traffic.
 const SHORT: usize = 256 << 10;
@@ -18,6 +18,7 @@ const SHORT: usize = 256 << 10;
 #[derive(Debug)]
 pub struct OneShot {
     ranks: cuda::OneShot,
+    members: Members,
     health: Health,
     /// For long messages; `None`: there is nothing else.
     long: Option<Nccl>,
@@ -33,23 +34,21 @@ impl OneShot {
     /// `health`, the whole group.
     pub fn group(
         devices: &[usize],
+        members: &Members,
         timeout: Duration,
         health: &Health,
     ) -> Result<Vec<Self>, CommError> {
-        let world_size = devices.len();
-        let ranks = cuda::OneShot::group(devices, timeout).map_err(|error| CommError {
-            rank: 0,
-            world_size,
-            what: error.to_string(),
-        })?;
+        let ranks = cuda::OneShot::group(devices, timeout);
+        let ranks = ranks.map_err(|error| members.error(0, error.to_string()))?;
         if let Some(rank) = ranks.first() {
             let alarm = rank.alarm();
             health.on_failure(move |_| alarm.ring());
         }
         let shared = (1..devices.len()).any(|at| devices[..at].contains(&devices[at]));
-        let mut meetings = Threads::group(world_size, timeout, health).into_iter();
+        let mut meetings = Threads::group(devices.len(), timeout, health).into_iter();
         let rank = |ranks| Self {
             ranks,
+            members: members.clone(),
             health: health.clone(),
             long: None,
             meeting: meetings.next().filter(|_| shared),
@@ -70,11 +69,7 @@ impl OneShot {
     }
 
     fn error(&self, what: String) -> CommError {
-        CommError {
-            rank: self.ranks.rank(),
-            world_size: self.ranks.world_size(),
-            what,
-        }
+        self.members.error(self.ranks.rank(), what)
     }
 
     /// NCCL, if this message should go that way.
@@ -187,10 +182,7 @@ impl Collective for OneShot {
     fn check(&self) -> Result<(), CommError> {
         if let Some(rank) = self.ranks.alarm().late() {
             let what = "kept the other GPUs waiting for too long".to_owned();
-            return Err(self.health.fail(CommError {
-                rank,
-                ..self.error(what)
-            }));
+            return Err(self.health.fail(self.members.error(rank, what)));
         }
         self.health.check()
     }

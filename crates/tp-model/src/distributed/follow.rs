@@ -6,9 +6,9 @@ mod overlap_tests;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle, ScopedJoinHandle as JoinScoped};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use torch_ext::cpu::{num_threads, set_num_threads};
 use torch_ext::cuda::Memory;
@@ -158,24 +158,30 @@ impl LocalRanks {
     }
 
     /// As [`LocalRanks::load`], on GPUs: rank `r` on `devices[r]`, connected as
-    /// [`connect_gpus`](crate::comm::connect_gpus) says. One stage only.
+    /// [`connect_stages`](crate::comm::connect_stages) says.
     #[cfg(feature = "cuda")]
     pub fn load_on_gpus(
         dir: &Path,
         options: &LoadOptions<'_>,
+        parallel: &ParallelConfig,
         devices: &[usize],
         custom_all_reduce: bool,
         timeout: Duration,
     ) -> Result<(Model, Self), ModelError> {
         let health = Health::default();
-        let parallel = ParallelConfig::tensor(devices.len());
-        let ranks = crate::comm::connect_gpus(devices, custom_all_reduce, timeout, &health)?;
-        let ranks = devices.iter().zip(ranks).map(|(device, comm)| {
-            let groups = ParallelGroups::tensor(comm);
-            (tch::Device::Cuda(*device), groups)
-        });
-        let ranks = ranks.collect();
-        let loaded = Self::load_ranks(dir, options, &parallel, timeout, health, ranks)?;
+        if devices.len() != parallel.world_size() {
+            return Err(ModelError::Options(format!(
+                "{devices:?} are not one GPU for each of {} ranks",
+                parallel.world_size()
+            )));
+        }
+        // Before anything is connected.
+        parallel.partition(ModelConfig::from_dir(dir)?.num_layers)?;
+        let custom = custom_all_reduce;
+        let groups = crate::comm::connect_stages(parallel, devices, custom, timeout, &health)?;
+        let devices_of_ranks = devices.iter().map(|device| tch::Device::Cuda(*device));
+        let ranks = devices_of_ranks.zip(groups).collect();
+        let loaded = Self::load_ranks(dir, options, parallel, timeout, health, ranks)?;
         let shared = (1..devices.len()).any(|at| devices[..at].contains(&devices[at]));
         if loaded.0.kernels().is_none() && (shared || custom_all_reduce) {
             // libtorch's own kernels run on the default stream, which ranks of a GPU have in common.
@@ -348,8 +354,12 @@ fn follow_line(
     steps: &Receiver<Arc<[u8]>>,
     outputs: Option<&OutputLine>,
 ) -> Result<(), RunnerError> {
-    while let Ok(step) = steps.recv() {
-        if let (Some(output), Some(line)) = (runner.follow(&step)?, outputs)
+    while let Some(next) = next(steps, Some(runner))? {
+        let output = match next {
+            Next::Told(step) => runner.follow(&step)?,
+            Next::Finished(output) => Some(output),
+        };
+        if let (Some(output), Some(line)) = (output, outputs)
             && line.send(Ok(output)).is_err()
         {
             // Rank 0 is gone, and with it whoever would give orders.
@@ -359,13 +369,64 @@ fn follow_line(
     Ok(())
 }
 
+/// What a follower does next.
+enum Next<T> {
+    /// What rank 0 says.
+    Told(T),
+    /// Give rank 0 the output of an earlier step, which a GPU has finished.
+    Finished(Vec<u8>),
+}
+
+/// How long a follower looks for both without rest.
+const BUSY: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_micros(50);
+
+/// The next word of rank 0, or the next output that `runner` owes it, whichever comes first; `None`
+/// once rank 0 says no more.
+fn next<T>(
+    told: &Receiver<T>,
+    mut runner: Option<&mut Runner>,
+) -> Result<Option<Next<T>>, RunnerError> {
+    let start = Instant::now();
+    loop {
+        let Some(runner) = runner.as_mut().filter(|runner| runner.owes()) else {
+            return Ok(told.recv().ok().map(Next::Told));
+        };
+        match told.try_recv() {
+            Ok(word) => return Ok(Some(Next::Told(word))),
+            Err(TryRecvError::Disconnected) => return Ok(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        if let Some(output) = runner.finished()? {
+            return Ok(Some(Next::Finished(output)));
+        }
+        match start.elapsed() > BUSY {
+            true => std::thread::sleep(REST),
+            false => std::thread::yield_now(),
+        }
+    }
+}
+
 /// Runs this process's rank until rank 0 ends the work; returns the code to exit with. `model` is
 /// this rank's share.
 pub fn follow(world: &World, model: Model) -> Result<i32, CommError> {
     let mut model = Some(model);
-    let mut runner = None;
+    let mut runner: Option<Runner> = None;
+    let orders = world.orders()?;
+    let failed = |error: RunnerError| match error {
+        RunnerError::Comm { source, .. } => source,
+        error => world.fail(error.to_string()),
+    };
     loop {
-        match world.order()? {
+        let order = match next(&orders, runner.as_mut()).map_err(failed)? {
+            Some(Next::Told(order)) => order?,
+            Some(Next::Finished(output)) => {
+                world.send_output(&output)?;
+                continue;
+            }
+            None => return Err(world.fail("hears nothing of rank 0 any more".to_owned())),
+        };
+        match order {
             Order::Bye(code) => return Ok(code),
             Order::Configure(config) => {
                 let Some(model) = model.take() else {
@@ -401,8 +462,7 @@ pub fn follow(world: &World, model: Model) -> Result<i32, CommError> {
                 match done {
                     Ok(Ok(None)) => {}
                     Ok(Ok(Some(output))) => world.send_output(&output)?,
-                    Ok(Err(RunnerError::Comm { source, .. })) => return Err(source),
-                    Ok(Err(error)) => return Err(world.fail(error.to_string())),
+                    Ok(Err(error)) => return Err(failed(error)),
                     Err(panic) => return Err(world.fail(panic_text(panic.as_ref()))),
                 }
             }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::monitor::Watch;
 use super::outputs::Outputs;
 use super::wire::{self, Tag};
 #[cfg(feature = "cuda")]
-use crate::comm::Collective;
+use crate::comm::{Collective, Members, Nccl, Solo};
 use crate::comm::{CommError, Health, Peers, Tcp, explain, patience};
 use crate::options::LoadOptions;
 use crate::parallel::{ParallelConfig, ParallelGroups};
@@ -300,23 +301,52 @@ impl World {
         self.tell(&self.control(), Tag::Measured, &fields.concat())
     }
 
+    /// As [`World::groups`], through NCCL: this rank has GPU `device` of this machine. Waits until
+    /// all ranks have joined.
+    #[cfg(feature = "cuda")]
+    pub fn gpu_groups(
+        &self,
+        parallel: &ParallelConfig,
+        device: usize,
+    ) -> Result<ParallelGroups, CommError> {
+        let (rank, stages) = (self.rank(), parallel.pipeline_parallel_size);
+        Ok(ParallelGroups {
+            tp: match parallel.tensor_parallel_size {
+                1 if stages > 1 => Box::new(Solo),
+                _ => Box::new(self.nccl_group(parallel.tp_members(rank).0, device)?),
+            },
+            pp: match stages {
+                1 => Box::new(Solo),
+                _ => Box::new(self.nccl_group(parallel.pp_members(rank).0, device)?),
+            },
+        })
+    }
+
     /// Joins the NCCL group of all ranks with GPU `device` of this machine. Waits until all have.
     #[cfg(feature = "cuda")]
-    pub fn nccl(&self, device: usize) -> Result<crate::comm::Nccl, CommError> {
+    pub fn nccl(&self, device: usize) -> Result<Nccl, CommError> {
+        self.nccl_group((0..self.world_size()).collect(), device)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn nccl_group(&self, members: Vec<usize>, device: usize) -> Result<Nccl, CommError> {
         use torch_ext::cuda::NcclId;
+        let group = self.group(members.clone())?;
+        let rank = group.rank();
         let mut bytes = [0; 128];
-        if self.rank() == 0 {
+        if rank == 0 {
             let id = NcclId::new().map_err(|e| self.fail(e.to_string()))?;
             bytes = id.bytes();
         }
         let told = Tensor::from_slice(&bytes.map(i64::from));
-        let told = Collective::broadcast(&self.collective()?, told, 0)?;
+        let told = group.broadcast(told, 0)?;
         let told = Vec::<i64>::try_from(told).map_err(|e| self.fail(e.to_string()))?;
         for (byte, told) in bytes.iter_mut().zip(told) {
             *byte = told as u8;
         }
         let id = NcclId::from_bytes(bytes);
-        crate::comm::Nccl::new(id, self.rank(), self.world_size(), device, &self.0.health)
+        let members = Members::new(members, self.world_size());
+        Nccl::new(id, rank, members, device, &self.0.health)
     }
 
     /// Gives rank 0 the output of a step.
@@ -365,7 +395,32 @@ impl World {
 
     /// Waits for what rank 0 wants.
     pub(crate) fn order(&self) -> Result<Order, CommError> {
-        let (tag, payload) = wire::read(&self.control()[0]).map_err(|e| self.broken(0, &e))?;
+        self.read_order(&self.control()[0])
+    }
+
+    /// What rank 0 wants, as it comes, up to the end or the first failure. A thread reads it, so
+    /// that this rank can look after its GPU meanwhile.
+    pub(crate) fn orders(&self) -> Result<Receiver<Result<Order, CommError>>, CommError> {
+        let failed = |e: io::Error| self.0.health.fail(self.error(e.to_string()));
+        let stream = self.control()[0].try_clone().map_err(failed)?;
+        let (line, orders) = channel();
+        let world = self.clone();
+        let read = move || {
+            loop {
+                let order = world.read_order(&stream);
+                let last = matches!(order, Err(_) | Ok(Order::Bye(_)));
+                if line.send(order).is_err() || last {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("orders".to_owned());
+        thread.spawn(read).map_err(failed)?;
+        Ok(orders)
+    }
+
+    fn read_order(&self, line: &TcpStream) -> Result<Order, CommError> {
+        let (tag, payload) = wire::read(line).map_err(|e| self.broken(0, &e))?;
         let order = match tag {
             Tag::Step => Some(Order::Step(payload)),
             Tag::Config => RunnerConfig::decode(&payload).map(Order::Configure),

@@ -173,6 +173,24 @@ impl Runner {
         }
     }
 
+    /// Whether outputs of steps that [`Runner::follow`] has started are yet to come.
+    pub(crate) fn owes(&self) -> bool {
+        match &self.0 {
+            Kind::Host(_) => false,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.owes(),
+        }
+    }
+
+    /// The oldest of them, encoded, if it is there. Does not wait.
+    pub(crate) fn finished(&mut self) -> Result<Option<Vec<u8>>, RunnerError> {
+        match &mut self.0 {
+            Kind::Host(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(runner) => runner.finished(),
+        }
+    }
+
     /// The first failure among the ranks of a divided model, and a way to hear of it while nothing
     /// runs; `None` if there is one rank.
     pub fn health(&self) -> Option<&Health> {

@@ -5,7 +5,7 @@ use std::thread;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Kernels};
-use tp_model::comm::{Collective, Health, Nccl, OneShot, Threads};
+use tp_model::comm::{Collective, Health, Members, Nccl, OneShot, Threads};
 
 use super::super::JsonFile;
 use super::CollectiveArgs;
@@ -101,13 +101,14 @@ fn on_threads(args: &CollectiveArgs) -> anyhow::Result<Report> {
         anyhow::bail!("there is no GPU {missing}: libtorch sees {count}; set --tp to at most that");
     }
     let health = Health::default();
+    let members = Members::all(ranks);
     let shared = (1..ranks).any(|at| devices[..at].contains(&devices[at]));
     let mut nccl = match shared {
         true => Vec::new(),
-        false => Nccl::local_group(&devices, &health)?,
+        false => Nccl::local_group(&devices, &members, &health)?,
     }
     .into_iter();
-    let mut one_shot = match OneShot::group(&devices, timeout, &health) {
+    let mut one_shot = match OneShot::group(&devices, &members, timeout, &health) {
         Ok(group) => group,
         Err(error) => {
             say(format_args!("without our own exchanges: {error}"))?;

@@ -7,6 +7,7 @@ use sampler::sequence_seed;
 
 use super::CudaRunner;
 use crate::runner::SeqParams;
+use crate::runner::tell::refusal;
 
 impl CudaRunner {
     /// Brings slots, block tables, sampler and cache up to the plan. Sequences in `refused` cannot be
@@ -50,6 +51,7 @@ impl CudaRunner {
     ) -> Result<(), String> {
         let (slot, params) = (seq.slot, seq.params.clone());
         let refused = match &mut self.sampler {
+            _ if refused.contains(&slot) => Some("rank 0 refused it".to_owned()),
             Some(sampler) => {
                 let admitted = sampler.admit(
                     slot.0,
@@ -61,9 +63,9 @@ impl CudaRunner {
                 );
                 admitted.err().map(|e| e.to_string())
             }
-            None => refused
-                .contains(&slot)
-                .then(|| "rank 0 refused it".to_owned()),
+            // Rank 0 looks, wherever it is sampled.
+            None if self.followers.is_some() => refusal(&seq, self.model.config().vocab_size),
+            None => None,
         };
         self.batch.admit(seq, refused)?;
         let blocks = self.batch.get(slot)?.blocks();

@@ -10,8 +10,9 @@ use crate::attention::AttentionBatch;
 pub(super) struct DecodeGraph {
     pub(super) size: usize,
     pub(super) graph: Graph,
-    /// Logits, `[size, vocab]`, where this rank gets them: overwritten by every replay.
-    pub(super) logits: Option<Tensor>,
+    /// Logits, `[size, vocab]`, where this rank gets them; on a stage that is not the last what the
+    /// next one gets, `[size, hidden]`. Overwritten by every replay.
+    pub(super) output: Option<Tensor>,
     /// What the kernels read: kept for as long as the graph.
     pub(super) _batch: AttentionBatch,
 }

@@ -29,6 +29,7 @@ impl CudaRunner {
         };
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, &config)?;
+        runner.meet_stages().map_err(options)?;
         runner.capture_graph(config.max_num_seqs)?;
         runner.largest_step().map_err(options)?;
         torch_ext::cuda::synchronize(device).map_err(options)?;
@@ -76,11 +77,21 @@ impl CudaRunner {
         let batch = self.attention_batch(self.ints.num_tokens, rows, work);
         let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
         let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
-        let hidden = self
-            .model
-            .forward_whole(&ids, Some(&sampled), &self.cache, &batch);
-        let logits = hidden.and_then(|hidden| self.model.raw_logits(&hidden));
-        drop(logits.map_err(|e| e.to_string())?);
+        // What stages exchange is as large as what they compute: nothing needs to come.
+        let (is_first, is_last) = (self.model.stage().is_first(), self.model.stage().is_last());
+        let input = (!is_first).then(|| self.model.activations(ids.size()[0]).zero_());
+        let hidden = self.model.forward_stage(
+            &ids,
+            input,
+            is_last.then_some(&sampled),
+            &self.cache,
+            &batch,
+        );
+        let output = hidden.and_then(|hidden| match is_last {
+            true => self.model.raw_logits(&hidden),
+            false => Ok(Some(hidden)),
+        });
+        drop(output.map_err(|e| e.to_string())?);
         Ok(())
     }
 
@@ -92,12 +103,12 @@ impl CudaRunner {
         self.send_rows().map_err(options)?;
         let batch = self.decode_batch(size);
         drop(self.decode(size, &batch).map_err(options)?);
-        let (graph, logits) =
+        let (graph, output) =
             Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
         self.graphs.graphs.push(DecodeGraph {
             size,
             graph,
-            logits: logits.map_err(options)?,
+            output: output.map_err(options)?,
             _batch: batch,
         });
         Ok(())

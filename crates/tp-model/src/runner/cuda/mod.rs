@@ -11,9 +11,11 @@ mod measure;
 mod ranks;
 mod sampling;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use batch_scheduler::{ModelRunner, SampleRow, SlotId, StepOutput, StepPlan};
+use paged_kv::TokenId;
 use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
 use tch::{Kind, Tensor};
@@ -64,8 +66,15 @@ pub(crate) struct CudaRunner {
     workspace: DecodeWorkspace,
     /// Rotary angles of all positions.
     rope: (Tensor, Tensor),
+    /// What the stage before gives for captured steps, `[slots, hidden]`; `None` on the first.
+    input: Option<Tensor>,
     /// The other ranks, if this is rank 0 of several.
     followers: Option<Followers>,
+    /// Tokens that the followers have not been told, by slot. With several stages: with one they
+    /// stay on the GPUs.
+    untold: Vec<(SlotId, TokenId)>,
+    /// On a follower that samples: launched steps whose outputs rank 0 waits for, oldest first.
+    owed: VecDeque<CudaTicket>,
     /// Free places for sampled tokens on the host.
     readbacks: Vec<Readback>,
 }
@@ -86,6 +95,8 @@ struct Uploads {
 pub(crate) struct CudaTicket {
     step: u64,
     samples: Vec<SampleRow>,
+    /// Whether another rank samples it.
+    elsewhere: bool,
     /// Where the tokens will be; `None` if nothing is sampled.
     tokens: Option<Readback>,
     sampling: Option<Sampling>,
@@ -107,6 +118,7 @@ impl CudaRunner {
     ) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, config)?;
+        runner.meet_stages().map_err(options)?;
         // Largest first, so that the others find room in its memory.
         let sizes = match runner.model.enforce_eager() {
             true => Vec::new(),
@@ -158,7 +170,13 @@ impl CudaRunner {
                 ),
                 false => None,
             },
+            input: match model.stage().is_first() {
+                true => None,
+                false => Some(model.activations(slots as i64).zero_()),
+            },
             followers: None,
+            untold: Vec::new(),
+            owed: VecDeque::new(),
             ints: StepInts::default(),
             limits: RowLimits {
                 slots,
@@ -239,14 +257,20 @@ impl CudaRunner {
         }
     }
 
-    /// A step of `rows` rows of one token each, from uploaded rows to logits, where this rank gets
-    /// them.
+    /// A step of `rows` rows of one token each, from uploaded rows, and what the stage before gave,
+    /// to logits, where this rank gets them, or to what the next stage gets.
     fn decode(&self, rows: usize, batch: &AttentionBatch) -> Result<Option<Tensor>, String> {
         self.prepare(rows)?;
         let ids = self.tensors.ids.narrow(0, 0, rows as i64);
-        let hidden = self.model.forward_whole(&ids, None, &self.cache, batch);
-        let logits = hidden.and_then(|hidden| self.model.raw_logits(&hidden));
-        logits.map_err(|e| e.to_string())
+        let input = self.input.as_ref().map(|all| all.narrow(0, 0, rows as i64));
+        let hidden = self
+            .model
+            .forward_stage(&ids, input, None, &self.cache, batch);
+        let output = hidden.and_then(|hidden| match self.model.stage().is_last() {
+            true => self.model.raw_logits(&hidden),
+            false => Ok(Some(hidden)),
+        });
+        output.map_err(|e| e.to_string())
     }
 
     /// Who computes what in the step that was gathered. The lists go through pinned memory: a
@@ -316,11 +340,13 @@ impl CudaRunner {
         self.ints
             .gather(&plan, &self.batch, &self.config, self.model.deterministic())
             .map_err(contradiction)?;
+        self.check_tokens().map_err(contradiction)?;
         let wanted = prompt_rows(&plan, &self.batch).map_err(contradiction)?;
         let mut ticket = CudaTicket {
             step,
             refused: Vec::with_capacity(plan.samples.len()),
             samples: std::mem::take(&mut plan.samples),
+            elsewhere: false,
             tokens: None,
             sampling: None,
             prompt_extras: Vec::new(),
@@ -334,12 +360,15 @@ impl CudaRunner {
             }
         }
         if let (Some(followers), Some(told)) = (&self.followers, told) {
-            tell(followers, &self.batch, told, Vec::new(), false)
+            let sampled = std::mem::take(&mut self.untold);
+            let elsewhere = !self.model.has_logits();
+            tell(followers, &self.batch, told, sampled, elsewhere)
                 .map_err(|source| RunnerError::Comm { step, source })?;
         }
         if plan.rows.is_empty() {
             return Ok(ticket);
         }
+        ticket.elsewhere = !self.model.has_logits();
         let rows = plan.rows.len();
         let alone = self.is_alone();
         let plain = wanted.is_empty()
@@ -377,19 +406,25 @@ impl CudaRunner {
         let size = self.graphs.fitting(rows).map(|graph| graph.size);
         self.ints.pad(size.unwrap_or(rows));
         self.send_rows()?;
-        let logits = match self.graphs.fitting(rows) {
+        let count = size.unwrap_or(rows) as i64;
+        if let (Some(place), Some(input)) = (&self.input, self.receive(count)?) {
+            place.narrow(0, 0, count).copy_(&input);
+        }
+        let output = match self.graphs.fitting(rows) {
             Some(graph) => {
                 let met = self.model.groups().tp.meet();
                 met.map_err(|e| e.to_string())?;
                 graph.graph.replay().map_err(|e| e.to_string())?;
-                graph.logits.as_ref().map(Tensor::shallow_clone)
+                graph.output.as_ref().map(Tensor::shallow_clone)
             }
             None => self.decode(rows, &self.decode_batch(rows))?,
         };
-        let count = size.unwrap_or(rows) as i64;
+        if !self.model.stage().is_last() {
+            return self.hand_on(output.as_ref());
+        }
         let slots = self.tensors.row_slots.narrow(0, 0, count);
         let positions = self.tensors.row_ends.narrow(0, 0, count);
-        self.sample(logits.as_ref(), &slots, &positions, rows, ticket)
+        self.sample(output.as_ref(), &slots, &positions, rows, ticket)
     }
 
     /// Prompts, or prompts beside decoding.
@@ -399,6 +434,14 @@ impl CudaRunner {
         self.prepare(rows)?;
         let work = self.paged_work()?;
         let batch = self.attention_batch(tokens, rows, work);
+        let ids = self.tensors.ids.narrow(0, 0, tokens as i64);
+        let input = self.receive(tokens as i64)?;
+        if !self.model.stage().is_last() {
+            let output = self
+                .model
+                .forward_stage(&ids, input, None, &self.cache, &batch);
+            return self.hand_on(Some(&output.map_err(|e| e.to_string())?));
+        }
         let count = ticket.samples.len();
         let row_of = |sample: &SampleRow| sample.row as usize;
         let ints = &self.ints;
@@ -429,10 +472,9 @@ impl CudaRunner {
                 Tensor::cat(&[sampled, prompt], 0)
             }
         };
-        let ids = self.tensors.ids.narrow(0, 0, tokens as i64);
         let hidden = self
             .model
-            .forward_whole(&ids, Some(&flat), &self.cache, &batch)
+            .forward_stage(&ids, input, Some(&flat), &self.cache, &batch)
             .map_err(|e| e.to_string())?;
         if count > 0 {
             let logits = self.model.raw_logits(&hidden.narrow(0, 0, count as i64));
@@ -476,9 +518,11 @@ impl ModelRunner for CudaRunner {
 
     fn collect(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
         let step = ticket.step;
-        let result = guarded(step, || {
-            self.finish(ticket)
-                .map_err(|what| RunnerError::Device { step, what })
+        let result = guarded(step, || match ticket.elsewhere {
+            true => self.hear(&ticket),
+            false => self
+                .finish(ticket)
+                .map_err(|what| RunnerError::Device { step, what }),
         });
         self.tell_failure(step, result)
     }

@@ -9,8 +9,8 @@ use super::{CudaRunner, CudaTicket};
 use crate::runner::outcome;
 
 impl CudaRunner {
-    /// Samples from `logits`, of which the first `count` rows are real; without them, on another
-    /// rank than 0, takes the tokens that rank 0 samples.
+    /// Samples from `logits`, of which the first `count` rows are real; without them takes the
+    /// tokens that the first rank of this stage samples.
     pub(super) fn sample(
         &mut self,
         logits: Option<&Tensor>,

@@ -11,10 +11,9 @@ use paged_kv::TokenId;
 use sampler::{BatchSampler, TokenLogprobs, sequence_seed};
 use tch::Tensor;
 
-use self::ranks::refusal;
 use self::rows::{SampledRows, sampled_rows};
 use super::prompt_logprobs::PromptRows;
-use super::tell::tell;
+use super::tell::{refusal, tell};
 use super::{
     RunnerConfig, SeqParams, failed, guarded, guarded_rows, outcome, prompt_rows, to_host,
 };

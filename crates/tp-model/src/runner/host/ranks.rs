@@ -1,14 +1,12 @@
 //! What ranks tell each other of a step.
 
-use std::sync::Arc;
-
-use batch_scheduler::{AdmittedSeq, SlotId, StepOutput};
-use sampler::{SeqState, TokenLogprobs, sequence_seed};
+use batch_scheduler::{SlotId, StepOutput};
+use sampler::TokenLogprobs;
 
 use super::HostRunner;
-use crate::distributed::{Followers, StepMessage, decode_output, encode_output};
+use crate::distributed::{StepMessage, encode_output};
 use crate::error::RunnerError;
-use crate::runner::SeqParams;
+use crate::runner::tell::next_output;
 
 impl HostRunner {
     /// Takes part in a step that rank 0 tells of: this rank's share of the model. Returns the
@@ -51,35 +49,8 @@ impl HostRunner {
         step: u64,
         slots: &[SlotId],
     ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
-        let contradiction = |what| RunnerError::Plan { step, what };
-        let outputs = self.followers.as_ref().and_then(Followers::outputs);
-        let outputs = outputs.ok_or_else(|| contradiction("no rank samples".to_owned()))?;
-        let bytes = outputs.next();
-        let bytes = bytes.map_err(|source| RunnerError::Comm { step, source })?;
-        let output = decode_output(&bytes).map_err(contradiction)?;
-        if (output.step, output.samples.len()) != (step, slots.len()) {
-            return Err(contradiction(format!(
-                "{} samples of step {} where {} of this one were due",
-                output.samples.len(),
-                output.step,
-                slots.len()
-            )));
-        }
+        let output = next_output(self.followers.as_ref(), step, slots.len())?;
         self.learn(slots.iter().copied(), &output);
         Ok(output)
     }
-}
-
-/// Why the rank that samples would refuse a sequence, if it would.
-pub(super) fn refusal(seq: &AdmittedSeq<Arc<SeqParams>>, vocab_size: usize) -> Option<String> {
-    let params = &seq.params;
-    let state = SeqState::new(
-        params.sampling.clone(),
-        sequence_seed(params.seed, seq.index),
-        &seq.tokens,
-        seq.num_prompt as usize,
-        &params.eos_token_ids,
-        vocab_size,
-    );
-    state.err().map(|e| e.to_string())
 }

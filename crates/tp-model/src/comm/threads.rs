@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
-use super::{Collective, CommError, Health, patience, sum_in_order};
+use super::{Collective, CommError, Health, Members, patience, sum_in_order};
 use crate::parallel::{ParallelConfig, ParallelGroups};
 
 /// How often a rank looks again before it sleeps: most exchanges are over by then.
@@ -27,10 +27,7 @@ pub struct Threads {
 
 #[derive(Debug)]
 struct Hub {
-    /// The ranks of the group among those of the world.
-    members: Vec<usize>,
-    /// Ranks in the world, for errors.
-    world_size: usize,
+    members: Members,
     timeout: Duration,
     health: Health,
     state: Mutex<State>,
@@ -56,7 +53,7 @@ impl Threads {
     /// The ranks of a group, in order. A rank that waits longer than `timeout` for another fails,
     /// and with it, through `health`, the whole group.
     pub fn group(world_size: usize, timeout: Duration, health: &Health) -> Vec<Threads> {
-        Self::part((0..world_size).collect(), world_size, timeout, health)
+        Self::part(Members::all(world_size), timeout, health)
     }
 
     /// The groups of all ranks of a divided model, in order. A stage waits an eighth of `timeout`
@@ -68,7 +65,8 @@ impl Threads {
         health: &Health,
     ) -> Vec<ParallelGroups> {
         let world_size = parallel.world_size();
-        let part = |members| Self::part(members, world_size, timeout, health).into_iter();
+        let part =
+            |members| Self::part(Members::new(members, world_size), timeout, health).into_iter();
         // What is handed out next, by the group's first rank: ranks come in order.
         let mut tp = HashMap::new();
         let mut pp = HashMap::new();
@@ -86,13 +84,8 @@ impl Threads {
         ranks.collect()
     }
 
-    fn part(
-        members: Vec<usize>,
-        world_size: usize,
-        timeout: Duration,
-        health: &Health,
-    ) -> Vec<Threads> {
-        let size = members.len();
+    fn part(members: Members, timeout: Duration, health: &Health) -> Vec<Threads> {
+        let size = members.ranks.len();
         let round = || Round {
             tensors: (0..size).map(|_| None).collect(),
             arrived: 0,
@@ -100,7 +93,6 @@ impl Threads {
         };
         let hub = Arc::new(Hub {
             members,
-            world_size,
             timeout,
             health: health.clone(),
             state: Mutex::new(State {
@@ -136,7 +128,7 @@ impl Threads {
         let round = &mut state.rounds[index];
         round.tensors[self.rank] = Some(tensor);
         round.arrived += 1;
-        let size = hub.members.len();
+        let size = hub.members.ranks.len();
         if round.arrived == size {
             hub.news.notify_all();
         }
@@ -207,15 +199,11 @@ impl Hub {
     }
 
     fn error(&self, member: usize, what: String) -> CommError {
-        CommError {
-            rank: self.members[member],
-            world_size: self.world_size,
-            what,
-        }
+        self.members.error(member, what)
     }
 
     fn check_peer(&self, rank: usize, peer: usize) -> Result<(), CommError> {
-        match peer < self.members.len() && peer != rank {
+        match peer < self.members.ranks.len() && peer != rank {
             true => Ok(()),
             false => Err(self.error(rank, format!("cannot exchange with rank {peer}"))),
         }
@@ -228,11 +216,11 @@ impl Collective for Threads {
     }
 
     fn world_size(&self) -> usize {
-        self.hub.members.len()
+        self.hub.members.ranks.len()
     }
 
     fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
-        if self.hub.members.len() == 1 {
+        if self.hub.members.ranks.len() == 1 {
             return Ok(tensor);
         }
         Ok(sum_in_order(&self.exchange(tensor)?))

@@ -245,6 +245,12 @@ fn graphs_replay_exchanges() {
                 ranks.0[at].1.make_current().unwrap();
                 graphs[at].0.replay().unwrap();
             }
+            for (_, stream) in &ranks.0 {
+                stream.make_current().unwrap();
+                cuda::synchronize(0).unwrap();
+            }
+            let late = ranks.0[0].0.alarm().late();
+            assert_eq!(late, None, "{count} ranks, turn {turn}: late in a replay");
             let eager = ranks.each(|at, rank| rank.all_reduce_sum(&graphs[at].1.1).unwrap());
             let once = sum(&parts);
             let sums: Vec<Tensor> = (0..count).map(|_| once.shallow_clone()).collect();

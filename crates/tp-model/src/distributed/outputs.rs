@@ -1,7 +1,8 @@
 //! Where rank 0 gets the outputs of steps that another rank samples.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::comm::{CommError, Health, patience};
 use crate::parallel::ParallelConfig;
@@ -43,8 +44,17 @@ impl Outputs {
         (sender, outputs)
     }
 
-    /// The next step's output; fails with the first failure of any rank.
-    pub(crate) fn next(&self) -> Result<Vec<u8>, CommError> {
+    /// The next step's output; fails with the first failure of any rank. Looks for it for `busy`
+    /// without rest: to be woken takes a while, in which a GPU could have begun the next step.
+    pub(crate) fn next(&self, busy: Duration) -> Result<Vec<u8>, CommError> {
+        let start = Instant::now();
+        while start.elapsed() < busy {
+            match self.line.try_recv() {
+                Ok(output) => return output,
+                Err(TryRecvError::Empty) => thread::yield_now(),
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
         let what = match self.line.recv_timeout(self.patience) {
             Ok(output) => return output,
             Err(RecvTimeoutError::Timeout) => {

@@ -1,6 +1,7 @@
 //! Rank 0's part in telling the others of a step, and in hearing what became of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use batch_scheduler::{AdmittedSeq, StepOutput, StepPlan};
 use paged_kv::TokenId;
@@ -38,16 +39,18 @@ pub(super) fn tell(
     followers.send(message.encode(elsewhere))
 }
 
-/// Waits for the output of a step of `samples` samples that another rank samples.
+/// Waits for the output of a step of `samples` samples that another rank samples, without rest for
+/// `busy`.
 pub(super) fn next_output(
     followers: Option<&Followers>,
     step: u64,
     samples: usize,
+    busy: Duration,
 ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
     let contradiction = |what| RunnerError::Plan { step, what };
     let outputs = followers.and_then(Followers::outputs);
     let outputs = outputs.ok_or_else(|| contradiction("no rank samples".to_owned()))?;
-    let bytes = outputs.next();
+    let bytes = outputs.next(busy);
     let bytes = bytes.map_err(|source| RunnerError::Comm { step, source })?;
     let output = decode_output(&bytes).map_err(contradiction)?;
     match (output.step, output.samples.len()) == (step, samples) {

@@ -23,8 +23,8 @@ use crate::sizes::{parse_count, parse_size};
 /// Arguments of `bench collective`.
 #[derive(Args, Debug)]
 pub struct CollectiveArgs {
-    /// Smallest message in bytes (accepts 4k, 1M, ...); each one is four times the one before
-    /// [default: 1k; on GPUs 4k].
+    /// Smallest message in bytes (accepts 4K, 1M, ...); each one is four times the one before
+    /// [default: 1k; on GPUs 4K].
     #[arg(long, value_parser = parse_size)]
     min_bytes: Option<u64>,
     /// Largest message in bytes [default: 16M; on GPUs 256M].
@@ -143,7 +143,7 @@ fn measure(comm: &dyn Collective, args: &CollectiveArgs) -> Result<Vec<Figures>,
     torch_ext::cpu::set_num_threads(1);
     let num_iters = args.num_iters.unwrap_or(100);
     let mut rows = Vec::new();
-    let mut bytes = args.min_bytes.unwrap_or(1 << 10).max(4);
+    let mut bytes = args.min_bytes.unwrap_or(1000).max(4);
     while bytes <= args.max_bytes.unwrap_or(16 << 20) {
         let message = Tensor::ones([(bytes / 4) as i64], (Kind::Float, Device::Cpu));
         let mut times = Vec::with_capacity(num_iters);

@@ -139,7 +139,8 @@ impl CudaRunner {
         &mut self,
         ticket: &CudaTicket,
     ) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
-        let output = next_output(self.followers.as_ref(), ticket.step, ticket.samples.len())?;
+        let (followers, samples) = (self.followers.as_ref(), ticket.samples.len());
+        let output = next_output(followers, ticket.step, samples, BUSY)?;
         for (sample, sampled) in ticket.samples.iter().zip(&output.samples) {
             // A slot that holds nothing was reported with its sample.
             if let Ok(sequence) = self.batch.get_mut(sample.slot) {

@@ -88,9 +88,9 @@ pub struct EngineArgs {
     /// the stages before the last].
     #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
     pub pp_layer_partition: Option<Vec<usize>>,
-    /// Experimental: short sums over GPUs of this process with our own kernel instead of NCCL's.
+    /// Short sums over GPUs of this process through NCCL as all others, instead of our own kernel.
     #[arg(long)]
-    pub custom_all_reduce: bool,
+    pub disable_custom_all_reduce: bool,
     /// The GPU of each rank, such as 0,1; one for several ranks is for tests.
     #[arg(long, value_delimiter = ',', value_name = "GPUS", hide = true)]
     pub device_ids: Option<Vec<usize>>,

@@ -90,7 +90,7 @@ impl EngineArgs {
             tensor_parallel_size: self.tensor_parallel_size,
             pipeline_parallel_size: self.pipeline_parallel_size,
             pp_layer_partition: self.pp_layer_partition.clone(),
-            custom_all_reduce: self.custom_all_reduce,
+            custom_all_reduce: !self.disable_custom_all_reduce,
             device_ids: self.device_ids.clone(),
             world: self.world.clone(),
             distributed_timeout: self.distributed_timeout,

@@ -76,7 +76,7 @@ pub struct EngineConfig {
     /// How many layers each stage has; unset: evenly ([`ParallelConfig::pp_layer_partition`]).
     pub pp_layer_partition: Option<Vec<usize>>,
     /// On GPUs that can read each other's memory, as threads of one process: take short sums over
-    /// ranks with our own kernel, fused with the norm behind them, instead of NCCL's. Experimental.
+    /// ranks with our own kernel, fused with the norm behind them, instead of NCCL's.
     pub custom_all_reduce: bool,
     /// Which GPU each rank has, if ranks are threads; unset: rank `r` has GPU `r`. One GPU for several
     /// ranks is for tests.
@@ -215,7 +215,7 @@ impl EngineConfig {
             tensor_parallel_size: 1,
             pipeline_parallel_size: 1,
             pp_layer_partition: None,
-            custom_all_reduce: false,
+            custom_all_reduce: true,
             device_ids: None,
             world: None,
             distributed_timeout: Duration::from_secs(60),

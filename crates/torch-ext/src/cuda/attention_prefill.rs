@@ -204,7 +204,7 @@ struct PrefillKernel {
 fn box_rows(block_size: usize, keys: usize) -> Option<usize> {
     let mut rows = keys;
     while rows >= 8 {
-        if block_size % rows == 0 {
+        if block_size.is_multiple_of(rows) {
             return Some(rows);
         }
         rows /= 2;

@@ -183,11 +183,11 @@ impl LocalRanks {
         let ranks = devices_of_ranks.zip(groups).collect();
         let loaded = Self::load_ranks(dir, options, parallel, timeout, health, ranks)?;
         let shared = (1..devices.len()).any(|at| devices[..at].contains(&devices[at]));
-        if loaded.0.kernels().is_none() && (shared || custom_all_reduce) {
+        if loaded.0.kernels().is_none() && shared {
             // libtorch's own kernels run on the default stream, which ranks of a GPU have in common.
             return Err(ModelError::Options(
-                "ranks that share a GPU, and the custom AllReduce, need our own CUDA kernels: \
-                 bfloat16 or float16, and backend auto or cuda"
+                "ranks that share a GPU need our own CUDA kernels: bfloat16 or float16, and backend \
+                 auto or cuda"
                     .to_owned(),
             ));
         }

@@ -126,6 +126,60 @@ fn decode(kernels: &Kernels, copy: f64) -> Outcome<()> {
     Ok(())
 }
 
+/// A layer's write and its attention, as two kernels and as one.
+fn fused(kernels: &Kernels) -> Outcome<()> {
+    for (count, context, ratio) in [(1, 250, 4), (32, 250, 4), (128, 250, 4), (128, 250, 2)] {
+        let (kv_heads, head_dim, layers) = (8, 128, if count < 128 { 28 } else { 4 });
+        let heads = Heads {
+            heads: kv_heads * ratio,
+            kv_heads,
+            head_dim,
+        };
+        let setup = Setup::new(heads, count, 1, context, layers);
+        let workspace = kernels.decode_workspace(heads, count as usize, 4096)?;
+        let seqs = Tensor::arange(count, (Kind::Int, ON));
+        let width = ((heads.heads + 2 * kv_heads) * head_dim) as i64;
+        let qkv = Tensor::randn([count, width], (Kind::BFloat16, ON));
+        let weight = Tensor::ones([head_dim as i64], (Kind::BFloat16, ON));
+        let angles = Tensor::randn([count, head_dim as i64 / 2], (Kind::Float, ON));
+        let index = Tensor::arange(count, (Kind::Int64, ON));
+        let newest = setup.block_tables.select(1, (context - 1) / BLOCK);
+        let slots = newest.to_kind(Kind::Int64) * BLOCK + (context - 1) % BLOCK;
+        let each = |fused: bool| -> Outcome<f64> {
+            let us = time(|| {
+                (0..layers).try_for_each(|layer| {
+                    let kv = setup.kv(layer);
+                    let write = WriteKv {
+                        qkv: &qkv,
+                        qk_norm: Some((&weight, &weight)),
+                        eps: 1e-6,
+                        cos: &angles,
+                        sin: &angles,
+                        rope_index: &index,
+                        slots: &slots,
+                        k_cache: kv.k,
+                        v_cache: kv.v,
+                    };
+                    let (out, scores) = (&setup.out, &setup.scores);
+                    if fused {
+                        return kernels.attention_decode_fused(
+                            &write, &kv, &seqs, out, scores, 4096, &workspace,
+                        );
+                    }
+                    let q = kernels.write_kv(&write)?;
+                    kernels.attention_decode(&q, &kv, &seqs, out, scores, 4096, 1, &workspace)
+                })
+            })?;
+            Ok(us / layers as f64)
+        };
+        let (apart, one) = (each(false)?, each(true)?);
+        println!(
+            "write and decode {count:>3} x {context}, {heads:?}: two kernels {apart:6.2} us, one {one:6.2} us"
+        );
+    }
+    Ok(())
+}
+
 fn write_kv(kernels: &Kernels) -> Outcome<()> {
     for (tokens, heads, kv_heads) in [(1i64, 16, 8), (128, 32, 8), (16384, 32, 8)] {
         let dim = 128;
@@ -216,6 +270,7 @@ fn main() -> Outcome<()> {
     println!("copy: {copy:.2} TB/s");
     drop(x);
     decode(&kernels, copy)?;
+    fused(&kernels)?;
     write_kv(&kernels)?;
     prefill(&kernels)
 }

@@ -582,3 +582,86 @@ fn tokens_of_a_prompt_as_rows_of_their_own() {
         }
     }
 }
+
+/// The kernel that also writes the newest token has the bits of the two kernels that it replaces.
+#[test]
+fn writing_and_attending_in_one_changes_no_bit() {
+    let Some(kernels) = kernels() else { return };
+    let on = kernels.device();
+    let mut rng = StdRng::seed_from_u64(11);
+    for (i, &(h, kv, dim, block)) in SHAPES.iter().enumerate() {
+        for round in 0..3 {
+            let kind = [Kind::BFloat16, Kind::Half][(i + round) % 2];
+            let most = [40, 300, 700, 3000][rng.random_range(0..4)];
+            let n = [1, 3, 11, 70][rng.random_range(0..4)];
+            let mut lens: Vec<_> = (0..n).map(|_| (1, rng.random_range(1..=most))).collect();
+            if n > 2 {
+                lens[n - 1] = (1, 0);
+            }
+            let window = [None, Some(1), Some(17), Some(333)][rng.random_range(0..4)];
+            let cap = (round == 1).then_some(20.0);
+            let heads = heads(h, kv, dim);
+            let case = Case::new(&mut rng, heads, block, kind, lens, window, cap);
+            let randn = |size: &[i64]| Tensor::randn(size, (Kind::Float, on));
+            let rotary = if round == 2 { 32 } else { dim as i64 };
+            let qkv = randn(&[n as i64, ((h + 2 * kv) * dim) as i64]).to_kind(kind);
+            let weights = [(); 2].map(|()| (randn(&[dim as i64]) * 0.2 + 1.0).to_kind(kind));
+            let angle = randn(&[50, rotary / 2]) * 3.0;
+            let (cos, sin) = (angle.cos(), angle.sin());
+            let index = Tensor::randint(50, [n as i64], (Kind::Int64, on));
+            let tables = case.block_tables.to_device(Device::Cpu);
+            let slot = |(at, len): (usize, &(usize, usize))| match len.1 {
+                0 => -1,
+                context => {
+                    let entry = tables.int64_value(&[at as i64, ((context - 1) / block) as i64]);
+                    entry * block as i64 + ((context - 1) % block) as i64
+                }
+            };
+            let slots: Vec<i64> = case.lens.iter().enumerate().map(slot).collect();
+            let slots = Tensor::from_slice(&slots).to_device(on);
+            let workspace = kernels.decode_workspace(heads, n, most).unwrap();
+            let mut order: Vec<i32> = (0..n as i32).collect();
+            order.shuffle(&mut rng);
+            let seqs = Tensor::from_slice(&order).to_device(on);
+            let run = |fused: bool| {
+                let (k, v) = (case.k.copy(), case.v.copy());
+                let write = WriteKv {
+                    qkv: &qkv,
+                    qk_norm: (round != 1).then_some((&weights[0], &weights[1])),
+                    eps: 1e-6,
+                    cos: &cos,
+                    sin: &sin,
+                    rope_index: &index,
+                    slots: &slots,
+                    k_cache: &k,
+                    v_cache: &v,
+                };
+                let paged = PagedKv {
+                    k: &k,
+                    v: &v,
+                    ..case.kv()
+                };
+                let out = case.poison();
+                let scores = &case.scores;
+                match fused {
+                    true => kernels.attention_decode_fused(
+                        &write, &paged, &seqs, &out, scores, most, &workspace,
+                    ),
+                    false => {
+                        let q = kernels.write_kv(&write).unwrap();
+                        kernels
+                            .attention_decode(&q, &paged, &seqs, &out, scores, most, 1, &workspace)
+                    }
+                }
+                .unwrap();
+                cuda::synchronize(0).unwrap();
+                // As integers: NaN is equal to itself.
+                [out, k, v].map(|x| x.view_dtype(Kind::Int16))
+            };
+            let (apart, fused) = (run(false), run(true));
+            for (what, (a, b)) in ["out", "k", "v"].iter().zip(apart.iter().zip(&fused)) {
+                assert!(a.equal(b), "{what}, rotary {rotary}: {}", case.describe());
+            }
+        }
+    }
+}

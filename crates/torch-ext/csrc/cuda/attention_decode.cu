@@ -12,9 +12,14 @@
 // for each item to merge what they have. If a context has several splits, each leaves its part in
 // the workspace, and the thread block that comes last adds them up.
 //
+// FUSED: the queries come from the QKV product, and the newest token's key and value, too. The block of
+// an item normalizes and rotates them as it begins, while the tiles are on their way; the block of a
+// context's last split also writes key and value to the cache, and puts them into its own copy of the
+// tile. Nobody else reads them in this step.
+//
 // Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), STAGES, WIDE (1: up to 16 heads share a
-// KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1).
-#include "common.cuh"
+// KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1), FUSED
+// (0 or 1; 1: and those of rope.cuh, which stands before this file when it is compiled).
 
 #define INFINITY_F __int_as_float(0x7f800000)
 
@@ -25,7 +30,7 @@ static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
 static const int TILE_BYTES = TILE * HEAD_DIM * 2;
 static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
 static const int TOGETHER = 8;                  // parts that are loaded at once
-static const int PAD_DIM = HEAD_DIM + 8;       // floats in a row of the merge buffer
+static const int PAD_DIM = HEAD_DIM + 8;       // elements in a row of the merge buffer, and of FUSED's
 // A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
 static const int ONE_SPLIT = 24;
 static const int MIN_SPLIT = 16;
@@ -110,7 +115,8 @@ DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, cons
         int index = lane + 32 * i;
         int r = index / CHUNKS, chunk = index % CHUNKS;
         int token = token0 + r;
-        bool valid = token >= c.start && token < c.context;
+        // FUSED: the newest comes from this kernel.
+        bool valid = token >= c.start && token < c.context - FUSED;
 #if ANY_BLOCK
         int block = valid ? min((u32)table[token / p.block_size], (u32)p.blocks - 1) : 0;
         i64 row = ((i64)block * p.kv_heads + c.head / p.groups) * p.block_size + token % p.block_size;
@@ -150,6 +156,7 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 /// part: [n, kv_heads * groups, part_splits, rows, HEAD_DIM], part_ml: the same without HEAD_DIM,
 /// counters: [n, kv_heads * groups], zero before and after.
 /// fresh: how many of a context's newest tokens the kernel before this one may write.
+/// FUSED: q is [tokens, heads + 2 kv_heads, HEAD_DIM]; k_write and v_write are k and v; the rest is as in rope_cache.
 /// Indices that point outside of a tensor are not followed.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_decode(const elem *q, const elem *k, const elem *v, const int *block_tables,
@@ -157,7 +164,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
                      int heads, int kv_heads, int groups, int rows, int width, int blocks,
                      int block_size, int max_context, int window, int max_splits, int part_splits,
-                     float scale, float soft_cap, int fresh) {
+                     float scale, float soft_cap, int fresh
+#if FUSED
+                     ,
+                     elem *k_write, elem *v_write, const elem *q_norm, const elem *k_norm, float eps,
+                     const float *cos_table, const float *sin_table, const i64 *rope_index, i64 positions
+#endif
+    ) {
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char *ring = shared;
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
@@ -165,6 +178,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
     int *first_item = contexts + n;                                // [n], in splits
     int *table_rows = first_item + n, *q_rows = table_rows + n;    // [n] each
+#if FUSED
+    // [rows + 2, PAD_DIM]: an item's queries, the newest key, the newest value; from a multiple of 16 bytes on.
+    elem *turned = (elem *)(contexts + (4 * n + 3) / 4 * 4);
+#endif
     __shared__ int scan[WARPS];
     __shared__ int is_last;
 
@@ -183,7 +200,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             bool known = seq >= 0 && seq < num_seqs;
             int context = known ? context_len[seq] : 0, row = known ? query_start[seq] : -1;
             table_rows[i] = known ? seq : 0;
-            q_rows[i] = row < tokens ? row : -1;
+            // FUSED: a context that is cut off has no newest token here.
+            bool whole = !FUSED || context <= max_context;
+            q_rows[i] = row < tokens && whole ? row : -1;
             context = max(0, min(context, max_context));
             contexts[i] = context;
             splits = Cut(context, p).splits;
@@ -237,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const int *table = block_tables + (i64)table_rows[ahead.seq] * width;
             i64 at = find_tile(ahead, table, p);
             // The `fresh` newest tokens are written by the kernel before this one; all others were earlier.
-            if (!waited && (ahead.first_tile + ahead.tile + 1) * TILE > ahead.context - fresh) {
+            if (!FUSED && !waited && (ahead.first_tile + ahead.tile + 1) * TILE > ahead.context - fresh) {
                 pdl_wait();
                 waited = true;
             }
@@ -249,6 +268,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) copy_next();
+#if FUSED
+    u32 q_weight[WORDS] = {}, k_weight[WORDS] = {};
+#if QK_NORM
+    load_head(q_norm, lane, q_weight);
+    load_head(k_norm, lane, k_weight);
+#endif
+#endif
     pdl_wait();
     pdl_launch();
     waited = true;
@@ -265,16 +291,47 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         int first_row = c.head % groups * rows; // among the heads of the KV head
         int first_head = kv_head * p.ratio + first_row;
         int live_rows = row >= 0 ? min(rows, p.ratio - first_row) : 0;
+#if FUSED
+        const bool newest = c.split == c.splits - 1 && row >= 0 && c.context > 0;
+        if (c.seq != loaded_seq || c.head != loaded_head || newest) {
+            // The warps are through with the item before: they met after it. One warp a head.
+            Angles angles;
+            if (row >= 0) angles.load(cos_table, sin_table, rope_index[row], positions, lane);
+            for (int u = warp; u < live_rows + (newest ? 2 : 0); u += WARPS) {
+                bool is_q = u < live_rows, is_k = u == live_rows;
+                int head = is_q ? first_head + u : heads + kv_head + (is_k ? 0 : kv_heads);
+                u32 words[WORDS], weight[WORDS];
+                load_head(q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM, lane, words);
+#pragma unroll
+                for (int i = 0; i < WORDS; ++i) weight[i] = is_q ? q_weight[i] : k_weight[i];
+                if (is_q || is_k) turn_head(words, weight, eps, angles);
+                store_head(turned + (is_q ? u : rows + (is_k ? 0 : 1)) * PAD_DIM, lane, words);
+                if (is_q || first_row > 0) continue; // the first of a KV head's groups writes
+                int token = c.context - 1;
+                int block = block_tables[(i64)table_rows[c.seq] * width + token / block_size];
+                if ((u32)block >= (u32)blocks) continue;
+                i64 slot = ((i64)block * kv_heads + kv_head) * block_size + token % block_size;
+                store_head((is_k ? k_write : v_write) + slot * HEAD_DIM, lane, words);
+            }
+            __syncthreads();
+        }
+#endif
         if (c.seq != loaded_seq || c.head != loaded_head) {
             loaded_seq = c.seq, loaded_head = c.head;
+#if FUSED
+            const elem *from = turned;
+            const int row_len = PAD_DIM;
+#else
             const elem *from = q + ((i64)row * heads + first_head) * HEAD_DIM;
+            const int row_len = HEAD_DIM;
+#endif
 #pragma unroll
             for (int s = 0; s < HEAD_DIM / 16; ++s) {
-                const elem *at = from + g * HEAD_DIM + s * 16 + 2 * t;
+                const elem *at = from + g * row_len + s * 16 + 2 * t;
                 qa[s][0] = g < live_rows ? *(const u32 *)at : 0;
                 qa[s][1] = g < live_rows ? *(const u32 *)(at + 8) : 0;
 #if WIDE
-                at += 8 * HEAD_DIM;
+                at += 8 * row_len;
                 qa[s][2] = g + 8 < live_rows ? *(const u32 *)at : 0;
                 qa[s][3] = g + 8 < live_rows ? *(const u32 *)(at + 8) : 0;
 #endif
@@ -291,6 +348,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             cp_async_wait<STAGES - 1>();
             __syncwarp();
             u32 keys = my_ring + stage * STAGE_BYTES, values = keys + TILE_BYTES;
+#if FUSED
+            int last = c.context - 1 - (c.first_tile + c.tile) * TILE; // the newest token's row
+            if (newest && last < TILE) {
+                unsigned char *tile = ring + (warp * STAGES + stage) * STAGE_BYTES;
+                for (int i = lane; i < 2 * CHUNKS; i += 32) {
+                    int which = i / CHUNKS, chunk = i % CHUNKS;
+                    *(uint4 *)(tile + which * TILE_BYTES + chunk_offset(last, chunk)) =
+                        *(const uint4 *)(turned + (rows + which) * PAD_DIM + chunk * 8);
+                }
+                __syncwarp();
+            }
+#endif
             stage = stage + 1 == STAGES ? 0 : stage + 1;
 
             // Even and odd steps apart: shorter chains of products that wait for one another.

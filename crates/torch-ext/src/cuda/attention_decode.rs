@@ -3,16 +3,19 @@
 use tch::{Kind, Tensor};
 
 use super::CudaError;
-use super::attention::{Heads, PagedKv, Scores, check_heads};
+use super::attention::{Heads, PagedKv, Scores, Shape, check_heads};
 use super::check::Operand;
 use super::compile::Source;
-use super::kernels::{Arg, Kernels, Launch};
-use super::rope::element;
+use super::kernels::{Arg, Defines, Kernels, Launch};
+use super::rope::{WriteKv, WriteShape, element};
 use crate::Error;
 
 pub(crate) static SOURCE: Source = Source {
     name: "attention_decode",
-    text: include_str!("../../csrc/cuda/attention_decode.cu"),
+    text: concat!(
+        include_str!("../../csrc/cuda/rope.cuh"),
+        include_str!("../../csrc/cuda/attention_decode.cu")
+    ),
     variants: &[
         &[
             "T_BF16=1",
@@ -21,6 +24,9 @@ pub(crate) static SOURCE: Source = Source {
             "WIDE=0",
             "ANY_BLOCK=0",
             "SOFT_CAP=0",
+            "FUSED=1",
+            "ROTARY_DIM=128",
+            "QK_NORM=1",
         ],
         &[
             "T_HALF=1",
@@ -29,6 +35,18 @@ pub(crate) static SOURCE: Source = Source {
             "WIDE=1",
             "ANY_BLOCK=1",
             "SOFT_CAP=1",
+            "FUSED=0",
+        ],
+        &[
+            "T_HALF=1",
+            "HEAD_DIM=80",
+            "STAGES=2",
+            "WIDE=1",
+            "ANY_BLOCK=1",
+            "SOFT_CAP=1",
+            "FUSED=1",
+            "ROTARY_DIM=32",
+            "QK_NORM=0",
         ],
     ],
 };
@@ -169,8 +187,89 @@ impl Kernels {
     ) -> Result<(), Error> {
         const OP: &str = "attention_decode";
         let shape = self.check_attention(OP, q, kv, out)?;
-        let operand = |name, tensor| Operand {
+        let work = Work {
             op: OP,
+            q,
+            kv,
+            seqs,
+            out,
+            scores,
+            max_context,
+            workspace,
+        };
+        self.decode(&work, &shape, fresh, None)
+    }
+
+    /// [`write_kv`](Self::write_kv) and then [`attention_decode`](Self::attention_decode), the same bits
+    /// in one kernel, where every token of the batch is the newest of a sequence in `seqs`: its key and
+    /// value go where the block table has the context's last token (`fresh.slots` is not looked at).
+    /// `fresh`'s cache must be `kv`'s. A sequence with a context of more than `max_context` tokens is
+    /// left out.
+    ///
+    /// As there, lists and the keys and values of earlier tokens are read before the kernel waits for
+    /// the one before it, and so are the norms' weights.
+    #[allow(clippy::too_many_arguments, reason = "what attention is made of")]
+    pub fn attention_decode_fused(
+        &self,
+        fresh: &WriteKv,
+        kv: &PagedKv,
+        seqs: &Tensor,
+        out: &Tensor,
+        scores: &Scores,
+        max_context: usize,
+        workspace: &DecodeWorkspace,
+    ) -> Result<(), Error> {
+        const OP: &str = "attention_decode_fused";
+        let write = fresh.check(OP, self.device())?;
+        let (tokens, heads) = (write.tokens as i64, write.heads as i64);
+        if (fresh.k_cache.data_ptr(), fresh.v_cache.data_ptr()) != (kv.k.data_ptr(), kv.v.data_ptr())
+        {
+            return Err(Error::Argument {
+                op: OP,
+                operand: "k_cache",
+                expected: "the cache that is attended to".to_owned(),
+                found: "another".to_owned(),
+            });
+        }
+        // Of the shape that the check wants; the kernel reads `qkv`.
+        let q = fresh
+            .qkv
+            .view([-1])
+            .narrow(0, 0, tokens * heads * write.head_dim as i64)
+            .view([tokens, heads, write.head_dim as i64]);
+        let shape = self.check_attention(OP, &q, kv, out)?;
+        let work = Work {
+            op: OP,
+            q: fresh.qkv,
+            kv,
+            seqs,
+            out,
+            scores,
+            max_context,
+            workspace,
+        };
+        self.decode(&work, &shape, 0, Some((fresh, &write)))
+    }
+
+    fn decode(
+        &self,
+        work: &Work,
+        shape: &Shape,
+        fresh: usize,
+        fused: Option<(&WriteKv, &WriteShape)>,
+    ) -> Result<(), Error> {
+        let &Work {
+            op,
+            q,
+            kv,
+            seqs,
+            out,
+            scores,
+            max_context,
+            workspace,
+        } = work;
+        let operand = |name, tensor| Operand {
+            op,
             name,
             tensor,
             device: self.device(),
@@ -184,17 +283,22 @@ impl Kernels {
         if !fits {
             let (given, most) = (&workspace.heads, workspace.max_seqs);
             return Err(Error::Argument {
-                op: OP,
+                op,
                 operand: "workspace",
                 expected: format!("one for {heads:?}, {n} sequences of {max_context} tokens"),
                 found: format!("{given:?}, {most} of {}", workspace.max_context),
             });
         }
-        let (window, soft_cap) = scores.checked(OP)?;
+        let (window, soft_cap) = scores.checked(op)?;
         let rows = heads.rows();
         let splits = heads.splits(max_context);
-        let plan = DecodePlan::new(&heads, n.min(LAUNCH_SEQS), self.capability())?;
-        let defines = [
+        let plan = DecodePlan::new(
+            &heads,
+            n.min(LAUNCH_SEQS),
+            fused.is_some(),
+            self.capability(),
+        )?;
+        let mut defines: Defines = smallvec::smallvec![
             (element(q.kind()), 1),
             ("HEAD_DIM", heads.head_dim as i64),
             ("STAGES", plan.stages as i64),
@@ -204,7 +308,12 @@ impl Kernels {
                 i64::from(!shape.block_size.is_multiple_of(TILE)),
             ),
             ("SOFT_CAP", i64::from(scores.soft_cap.is_some())),
+            ("FUSED", i64::from(fused.is_some())),
         ];
+        if let Some((fresh, write)) = fused {
+            defines.push(("ROTARY_DIM", write.rotary_dim as i64));
+            defines.push(("QK_NORM", i64::from(fresh.qk_norm.is_some())));
+        }
         let function = self.function(&SOURCE, "attention_decode", &defines)?;
         for begin in (0..n).step_by(LAUNCH_SEQS) {
             let count = LAUNCH_SEQS.min(n - begin);
@@ -214,7 +323,7 @@ impl Kernels {
                 .shared(plan.shared as u32)
                 .pdl();
             let seqs = seqs.narrow(0, begin as i64, count as i64);
-            let args = [
+            let mut args = vec![
                 q.into(),
                 kv.k.into(),
                 kv.v.into(),
@@ -244,12 +353,37 @@ impl Kernels {
                 Arg::from(soft_cap),
                 Arg::from(fresh.min(i32::MAX as usize) as i32),
             ];
+            if let Some((fresh, write)) = fused {
+                args.extend([
+                    kv.k.into(),
+                    kv.v.into(),
+                    fresh.qk_norm.map(|norms| norms.0).into(),
+                    fresh.qk_norm.map(|norms| norms.1).into(),
+                    Arg::from(fresh.eps as f32),
+                    fresh.cos.into(),
+                    fresh.sin.into(),
+                    fresh.rope_index.into(),
+                    Arg::from(write.positions as i64),
+                ]);
+            }
             // SAFETY: the shapes were checked, the workspace has room for `count` sequences of
             // `splits` splits, and what the device holds is checked in the kernel.
             unsafe { self.launch(function, &launch, &args)? };
         }
         Ok(())
     }
+}
+
+/// What both ways to call the kernel have in common.
+struct Work<'a> {
+    op: &'static str,
+    q: &'a Tensor,
+    kv: &'a PagedKv<'a>,
+    seqs: &'a Tensor,
+    out: &'a Tensor,
+    scores: &'a Scores,
+    max_context: usize,
+    workspace: &'a DecodeWorkspace,
 }
 
 /// How a decode launch uses an SM.
@@ -260,10 +394,19 @@ struct DecodePlan {
 }
 
 impl DecodePlan {
-    fn new(heads: &Heads, n: usize, capability: (i32, i32)) -> Result<Self, Error> {
+    fn new(
+        heads: &Heads,
+        n: usize,
+        fused: bool,
+        capability: (i32, i32),
+    ) -> Result<Self, Error> {
         let dim = heads.head_dim;
         let merge = WARPS * heads.rows().rows * (dim + 8) * 4;
-        let fixed = merge + WARPS * 16 * 8 + 4 * n * 4;
+        let turned = match fused {
+            true => (heads.rows().rows + 2) * (dim + 8) * 2,
+            false => 0,
+        };
+        let fixed = merge + WARPS * 16 * 8 + 4 * n * 4 + turned;
         let shared = |stages: usize| WARPS * stages * 2 * TILE * dim * 2 + fixed;
         // Of an SM; each block takes 1 KB more than it asks for, and has 128 bytes of its own.
         let all = match capability {

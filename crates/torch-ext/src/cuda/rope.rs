@@ -1,6 +1,6 @@
 //! From the QKV product to queries and to keys and values in the cache.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::check::{HALVES, Operand};
 use super::compile::Source;
@@ -9,7 +9,10 @@ use crate::Error;
 
 pub(crate) static SOURCE: Source = Source {
     name: "rope_cache",
-    text: include_str!("../../csrc/cuda/rope_cache.cu"),
+    text: concat!(
+        include_str!("../../csrc/cuda/rope.cuh"),
+        include_str!("../../csrc/cuda/rope_cache.cu")
+    ),
     variants: &[
         &[
             "T_BF16=1",
@@ -57,6 +60,68 @@ pub struct WriteKv<'a> {
     pub v_cache: &'a Tensor,
 }
 
+/// What the tensors of a [`WriteKv`] are, once they were checked.
+pub(super) struct WriteShape {
+    pub(super) tokens: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) blocks: usize,
+    pub(super) block_size: usize,
+    pub(super) positions: usize,
+    pub(super) rotary_dim: usize,
+}
+
+impl WriteKv<'_> {
+    pub(super) fn check(&self, op: &'static str, device: Device) -> Result<WriteShape, Error> {
+        let operand = |name, tensor| Operand {
+            op,
+            name,
+            tensor,
+            device,
+        };
+        let k_cache = operand("k_cache", self.k_cache);
+        let shape = k_cache.of(HALVES, [None, None, None, None])?;
+        let [blocks, kv_heads, block_size, head_dim] = shape;
+        let kind: &'static [Kind] = same_kind(self.k_cache.kind());
+        operand("v_cache", self.v_cache).of(kind, shape.map(Some))?;
+        let qkv = operand("qkv", self.qkv);
+        let [tokens, width] = qkv.of(kind, [None, None])?;
+        let cos = operand("cos", self.cos);
+        let [positions, half] = cos.of(&[Kind::Float], [None, None])?;
+        operand("sin", self.sin).of(&[Kind::Float], [Some(positions), Some(half)])?;
+        operand("rope_index", self.rope_index).of(&[Kind::Int64], [Some(tokens)])?;
+        operand("slots", self.slots).of(&[Kind::Int64], [Some(tokens)])?;
+        if let Some((q_norm, k_norm)) = self.qk_norm {
+            operand("q_norm", q_norm).of(kind, [Some(head_dim)])?;
+            operand("k_norm", k_norm).of(kind, [Some(head_dim)])?;
+        }
+        if head_dim == 0 || head_dim % 16 != 0 || blocks == 0 || block_size == 0 || kv_heads == 0 {
+            let expected = "at least one block, head and token, and heads of a multiple of 16";
+            return Err(k_cache.argument(expected, format!("{shape:?}")));
+        }
+        if half == 0 || half % 2 != 0 || 2 * half > head_dim || positions == 0 {
+            let expected = format!("[positions, even and at most {}]", head_dim / 2);
+            return Err(cos.argument(expected, format!("[{positions}, {half}]")));
+        }
+        let all_heads = width / head_dim;
+        if width % head_dim != 0 || all_heads <= 2 * kv_heads {
+            let expected = format!("(heads + {}) * {head_dim} columns", 2 * kv_heads);
+            return Err(qkv.argument(expected, width));
+        }
+        Ok(WriteShape {
+            tokens,
+            heads: all_heads - 2 * kv_heads,
+            kv_heads,
+            head_dim,
+            blocks,
+            block_size,
+            positions,
+            rotary_dim: 2 * half,
+        })
+    }
+}
+
 impl Kernels {
     /// Normalizes the heads of Q and K (if asked to), rotates their first `rotary_dim` dimensions
     /// (`i` with `i + rotary_dim / 2`), writes K and V to the cache, and returns Q,
@@ -67,41 +132,17 @@ impl Kernels {
     /// one before it: no kernel that lets its successor start early may write them.
     pub fn write_kv(&self, a: &WriteKv) -> Result<Tensor, Error> {
         let device = self.device();
-        let operand = |name, tensor| Operand {
-            op: "write_kv",
-            name,
-            tensor,
-            device,
-        };
-        let k_cache = operand("k_cache", a.k_cache);
-        let shape = k_cache.of(HALVES, [None, None, None, None])?;
-        let [blocks, kv_heads, block_size, head_dim] = shape;
-        let kind: &'static [Kind] = same_kind(a.k_cache.kind());
-        operand("v_cache", a.v_cache).of(kind, shape.map(Some))?;
-        let qkv = operand("qkv", a.qkv);
-        let [tokens, width] = qkv.of(kind, [None, None])?;
-        let [positions, half] = operand("cos", a.cos).of(&[Kind::Float], [None, None])?;
-        operand("sin", a.sin).of(&[Kind::Float], [Some(positions), Some(half)])?;
-        operand("rope_index", a.rope_index).of(&[Kind::Int64], [Some(tokens)])?;
-        operand("slots", a.slots).of(&[Kind::Int64], [Some(tokens)])?;
-        if let Some((q_norm, k_norm)) = a.qk_norm {
-            operand("q_norm", q_norm).of(kind, [Some(head_dim)])?;
-            operand("k_norm", k_norm).of(kind, [Some(head_dim)])?;
-        }
-        if head_dim == 0 || head_dim % 16 != 0 || blocks == 0 || block_size == 0 || kv_heads == 0 {
-            let expected = "at least one block, head and token, and heads of a multiple of 16";
-            return Err(k_cache.argument(expected, format!("{shape:?}")));
-        }
-        if half == 0 || half % 2 != 0 || 2 * half > head_dim || positions == 0 {
-            let expected = format!("[positions, even and at most {}]", head_dim / 2);
-            return Err(operand("cos", a.cos).argument(expected, format!("[{positions}, {half}]")));
-        }
-        let all_heads = width / head_dim;
-        if width % head_dim != 0 || all_heads <= 2 * kv_heads {
-            let expected = format!("(heads + {}) * {head_dim} columns", 2 * kv_heads);
-            return Err(qkv.argument(expected, width));
-        }
-        let heads = all_heads - 2 * kv_heads;
+        let WriteShape {
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            blocks,
+            block_size,
+            positions,
+            rotary_dim,
+        } = a.check("write_kv", device)?;
+        let all_heads = heads + 2 * kv_heads;
         let size = [tokens, heads, head_dim].map(|n| n as i64);
         let q = Tensor::f_empty(size, (a.qkv.kind(), device))
             .map_err(|e| super::CudaError(e.to_string()))?;
@@ -112,7 +153,7 @@ impl Kernels {
         let defines = [
             (element(a.qkv.kind()), 1),
             ("HEAD_DIM", head_dim as i64),
-            ("ROTARY_DIM", 2 * half as i64),
+            ("ROTARY_DIM", rotary_dim as i64),
             ("QK_NORM", i64::from(a.qk_norm.is_some())),
             ("HEADS", per_warp as i64),
         ];

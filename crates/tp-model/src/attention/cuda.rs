@@ -79,18 +79,34 @@ impl AttentionBackend for Paged {
         kv: &LayerKv,
         batch: &AttentionBatch,
     ) -> Tensor {
-        let norms = layer.qk_norm.as_ref();
-        computed(self.kernels.write_kv(&WriteKv {
-            qkv,
-            qk_norm: norms.map(|(q, k)| (&q.weight, &k.weight)),
-            eps: norms.map_or(0.0, |(q, _)| q.eps),
-            cos: &batch.rope.cos,
-            sin: &batch.rope.sin,
-            rope_index: &batch.rope.index,
-            slots: &batch.slots,
-            k_cache: &kv.k,
-            v_cache: &kv.v,
-        }))
+        computed(self.kernels.write_kv(&written(qkv, layer, kv, batch)))
+    }
+
+    fn write_and_attend(
+        &self,
+        qkv: &Tensor,
+        layer: &AttentionLayer,
+        kv: &LayerKv,
+        batch: &AttentionBatch,
+    ) -> Option<Tensor> {
+        let work = batch.work.as_ref()?;
+        let (seqs, workspace) = (work.decode.as_ref()?, work.workspace.as_ref()?);
+        // Every token is the newest of its sequence.
+        let tokens = qkv.size()[0];
+        if work.prefill.is_some() || work.fresh != 1 || seqs.size()[0] != tokens {
+            return None;
+        }
+        let out = output(tokens, layer, qkv);
+        computed(self.kernels.attention_decode_fused(
+            &written(qkv, layer, kv, batch),
+            &paged(kv, batch),
+            seqs,
+            &out,
+            &scores(layer),
+            work.max_context,
+            workspace,
+        ));
+        Some(out)
     }
 
     fn attend(
@@ -110,20 +126,9 @@ impl AttentionBackend for Paged {
                 &made
             }
         };
-        let width = (layer.num_heads * layer.head_dim) as i64;
-        let out = Tensor::empty([q.size()[0], width], (q.kind(), q.device()));
-        let paged = PagedKv {
-            k: &kv.k,
-            v: &kv.v,
-            block_tables: &batch.block_tables,
-            query_start: &batch.query_start,
-            context_len: &batch.context_len,
-        };
-        let scores = Scores {
-            scale: layer.scale(),
-            window: layer.window,
-            soft_cap: None,
-        };
+        let out = output(q.size()[0], layer, q);
+        let paged = paged(kv, batch);
+        let scores = scores(layer);
         if let (Some(seqs), Some(workspace)) = (&work.decode, &work.workspace) {
             computed(self.kernels.attention_decode(
                 q,
@@ -144,4 +149,47 @@ impl AttentionBackend for Paged {
         }
         out
     }
+}
+
+fn written<'a>(
+    qkv: &'a Tensor,
+    layer: &'a AttentionLayer,
+    kv: &'a LayerKv,
+    batch: &'a AttentionBatch,
+) -> WriteKv<'a> {
+    let norms = layer.qk_norm.as_ref();
+    WriteKv {
+        qkv,
+        qk_norm: norms.map(|(q, k)| (&q.weight, &k.weight)),
+        eps: norms.map_or(0.0, |(q, _)| q.eps),
+        cos: &batch.rope.cos,
+        sin: &batch.rope.sin,
+        rope_index: &batch.rope.index,
+        slots: &batch.slots,
+        k_cache: &kv.k,
+        v_cache: &kv.v,
+    }
+}
+
+fn paged<'a>(kv: &'a LayerKv, batch: &'a AttentionBatch) -> PagedKv<'a> {
+    PagedKv {
+        k: &kv.k,
+        v: &kv.v,
+        block_tables: &batch.block_tables,
+        query_start: &batch.query_start,
+        context_len: &batch.context_len,
+    }
+}
+
+fn scores(layer: &AttentionLayer) -> Scores {
+    Scores {
+        scale: layer.scale(),
+        window: layer.window,
+        soft_cap: None,
+    }
+}
+
+fn output(tokens: i64, layer: &AttentionLayer, like: &Tensor) -> Tensor {
+    let width = (layer.num_heads * layer.head_dim) as i64;
+    Tensor::empty([tokens, width], (like.kind(), like.device()))
 }

@@ -99,6 +99,18 @@ pub trait AttentionBackend: Send + std::fmt::Debug {
         batch: &AttentionBatch,
     ) -> Tensor;
 
+    /// Both of the following in one, `[tokens, heads * head_dim]`, if this backend can for such a step;
+    /// the result is the same.
+    fn write_and_attend(
+        &self,
+        _qkv: &Tensor,
+        _layer: &AttentionLayer,
+        _kv: &LayerKv,
+        _batch: &AttentionBatch,
+    ) -> Option<Tensor> {
+        None
+    }
+
     /// Attends with Q (as returned by [`AttentionBackend::write_kv`]) to the cache. Returns
     /// `[tokens, heads * head_dim]`.
     fn attend(

@@ -133,10 +133,13 @@ impl DecoderLayer {
                 .qkv
                 .forward_normed(x.as_ref(), residual, &self.input_norm),
         };
-        let q = step
-            .attention
-            .write_kv(&qkv, &self.attention, kv, step.batch);
-        let attended = step.attention.attend(&q, &self.attention, kv, step.batch);
+        let (attention, layer, batch) = (step.attention, &self.attention, step.batch);
+        let attended = attention
+            .write_and_attend(&qkv, layer, kv, batch)
+            .unwrap_or_else(|| {
+                let q = attention.write_kv(&qkv, layer, kv, batch);
+                attention.attend(&q, layer, kv, batch)
+            });
         let o = Some(self.o.forward(&attended));
         let h = match step.sum_normed(o, residual, &self.post_norm)? {
             Summed::Normed(normed) => self.post_norm.ops.silu_mul(&self.gate_up.forward(&normed)),

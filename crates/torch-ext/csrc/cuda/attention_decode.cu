@@ -284,6 +284,29 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float factor = SOFT_CAP ? scale / soft_cap : scale * log2e;
     u32 qa[HEAD_DIM / 16][WIDE ? 4 : 2];
     int loaded_seq = -1, loaded_head = -1;
+#if FUSED
+    // Heads that this warp turns for an item: on their way while the item before is worked on.
+    const int UNITS = ((WIDE ? 16 : 8) + 2 + WARPS - 1) / WARPS;
+    u32 raw[UNITS][WORDS];
+    Angles angles;
+    auto has_newest = [&](const Cursor &c) {
+        return c.split == c.splits - 1 && q_rows[c.seq] >= 0 && c.context > 0;
+    };
+    auto fetch = [&](const Cursor &c) {
+        int row = q_rows[c.seq], kv_head = c.head / groups, first_row = c.head % groups * rows;
+        if (row < 0) return;
+        int live = min(rows, p.ratio - first_row), units = live + (has_newest(c) ? 2 : 0);
+        angles.load(cos_table, sin_table, rope_index[row], positions, lane);
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i) {
+            int u = warp + i * WARPS;
+            if (u >= units) break;
+            int head = u < live ? kv_head * p.ratio + first_row + u : heads + kv_head + (u - live) * kv_heads;
+            load_head(q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM, lane, raw[i]);
+        }
+    };
+    fetch(c);
+#endif
     int stage = 0;
     for (; c.item < end; c.advance(end, contexts, p, warp)) {
         int row = q_rows[c.seq]; // of q and of out
@@ -292,28 +315,32 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         int first_head = kv_head * p.ratio + first_row;
         int live_rows = row >= 0 ? min(rows, p.ratio - first_row) : 0;
 #if FUSED
-        const bool newest = c.split == c.splits - 1 && row >= 0 && c.context > 0;
+        const bool newest = has_newest(c);
         if (c.seq != loaded_seq || c.head != loaded_head || newest) {
             // The warps are through with the item before: they met after it. One warp a head.
-            Angles angles;
-            if (row >= 0) angles.load(cos_table, sin_table, rope_index[row], positions, lane);
-            for (int u = warp; u < live_rows + (newest ? 2 : 0); u += WARPS) {
-                bool is_q = u < live_rows, is_k = u == live_rows;
-                int head = is_q ? first_head + u : heads + kv_head + (is_k ? 0 : kv_heads);
-                u32 words[WORDS], weight[WORDS];
-                load_head(q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM, lane, words);
 #pragma unroll
-                for (int i = 0; i < WORDS; ++i) weight[i] = is_q ? q_weight[i] : k_weight[i];
-                if (is_q || is_k) turn_head(words, weight, eps, angles);
-                store_head(turned + (is_q ? u : rows + (is_k ? 0 : 1)) * PAD_DIM, lane, words);
+            for (int i = 0; i < UNITS; ++i) {
+                int u = warp + i * WARPS;
+                if (u >= live_rows + (newest ? 2 : 0)) break;
+                bool is_q = u < live_rows, is_k = u == live_rows;
+                u32 weight[WORDS];
+#pragma unroll
+                for (int w = 0; w < WORDS; ++w) weight[w] = is_q ? q_weight[w] : k_weight[w];
+                if (is_q || is_k) turn_head(raw[i], weight, eps, angles);
+                store_head(turned + (is_q ? u : rows + (is_k ? 0 : 1)) * PAD_DIM, lane, raw[i]);
                 if (is_q || first_row > 0) continue; // the first of a KV head's groups writes
                 int token = c.context - 1;
                 int block = block_tables[(i64)table_rows[c.seq] * width + token / block_size];
                 if ((u32)block >= (u32)blocks) continue;
                 i64 slot = ((i64)block * kv_heads + kv_head) * block_size + token % block_size;
-                store_head((is_k ? k_write : v_write) + slot * HEAD_DIM, lane, words);
+                store_head((is_k ? k_write : v_write) + slot * HEAD_DIM, lane, raw[i]);
             }
             __syncthreads();
+        }
+        {
+            Cursor next = c;
+            next.advance(end, contexts, p, warp);
+            if (next.item < end) fetch(next);
         }
 #endif
         if (c.seq != loaded_seq || c.head != loaded_head) {

@@ -117,15 +117,6 @@ DEVICE u64 policy_usual() {
     return policy;
 }
 
-/// Sums of weights, which are never negative, are known before what follows. The assembler would put a wait for a product,
-/// which looks free to move, before the softmax that is to run beside the product.
-DEVICE void computed_first(float a, float b) {
-    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p nanosleep.u32 0;\n"
-                 "setp.lt.f32 p, %1, 0f00000000;\n@p nanosleep.u32 0;\n}\n" ::"f"(a),
-                 "f"(b)
-                 : "memory");
-}
-
 /// The two computing warpgroups' turns: `turn_end` of one lets the other's `turn_begin` through.
 DEVICE void turn_begin(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory"); }
 DEVICE void turn_end(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory"); }
@@ -440,7 +431,6 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             wgmma_wait<1>();
             keys_done(step);
             softmax(step);
-            computed_first(l[0], l[1]);
             wgmma_wait<0>();
             values_done();
 #pragma unroll

@@ -7,12 +7,13 @@
 mod apply;
 mod graphs;
 mod inputs;
+mod masks;
 mod measure;
 mod sampling;
 
 use std::sync::Arc;
 
-use batch_scheduler::{ModelRunner, SampleRow, StepOutput, StepPlan};
+use batch_scheduler::{ModelRunner, SampleMask, SampleRow, StepOutput, StepPlan};
 use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
 use tch::{Kind, Tensor};
@@ -22,6 +23,7 @@ use torch_ext::cuda::{
 
 use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
+use self::masks::Masks;
 use super::prompt_logprobs::{PromptRows, prompt_rows};
 use super::{RunnerConfig, SeqParams, guarded, guarded_rows};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
@@ -61,6 +63,7 @@ pub(crate) struct CudaRunner {
     graphs: DecodeGraphs,
     /// Free places for sampled tokens on the host.
     readbacks: Vec<Readback>,
+    masks: Option<Masks>,
 }
 
 #[derive(Debug)]
@@ -79,6 +82,8 @@ struct Uploads {
 pub(crate) struct CudaTicket {
     step: u64,
     samples: Vec<SampleRow>,
+    /// What some of them may be.
+    masks: Vec<SampleMask>,
     /// Where the tokens will be; `None` if nothing is sampled.
     tokens: Option<Readback>,
     sampling: Option<Sampling>,
@@ -176,6 +181,7 @@ impl CudaRunner {
                 graphs: Vec::new(),
             },
             readbacks: Vec::new(),
+            masks: None,
             config: *config,
             stream,
             kernels,
@@ -294,6 +300,7 @@ impl CudaRunner {
             step,
             refused: Vec::with_capacity(plan.samples.len()),
             samples: std::mem::take(&mut plan.samples),
+            masks: std::mem::take(&mut plan.masks),
             tokens: None,
             sampling: None,
             prompt_extras: Vec::new(),

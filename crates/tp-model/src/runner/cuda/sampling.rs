@@ -19,9 +19,10 @@ impl CudaRunner {
         ticket: &mut CudaTicket,
     ) -> Result<(), String> {
         let host_slots: Vec<u32> = ticket.samples.iter().map(|sample| sample.slot.0).collect();
+        let masked = self.masked(logits, &ticket.masks)?;
         let sampling = self
             .sampler
-            .sample(logits, slots, positions, &host_slots)
+            .sample_masked(logits, masked.as_ref(), slots, positions, &host_slots)
             .map_err(|e| e.to_string())?;
         self.kernels
             .keep_tokens(sampling.tokens(), slots, &self.last_token)

@@ -189,12 +189,20 @@ pub fn calls_of(tools: &[Value], parallel: bool) -> Result<StructuredOutputs, Ap
     for (place, all) in definitions {
         schema[place] = all;
     }
-    Ok(with_param("tools", Constraint::Json(schema)))
+    Ok(of_a_call(schema))
 }
 
 /// The text that is a tool's arguments.
 pub fn arguments_of(tool: &Value) -> StructuredOutputs {
-    with_param("tools", Constraint::Json(parameters_of(&tool["function"])))
+    of_a_call(parameters_of(&tool["function"]))
+}
+
+/// Nobody reads a call as it stands: it is written without line breaks.
+fn of_a_call(schema: Value) -> StructuredOutputs {
+    StructuredOutputs {
+        whitespace_pattern: Some(r"\x20".to_owned()),
+        ..with_param("tools", Constraint::Json(schema))
+    }
 }
 
 /// The schema of a function's parameters: none, if it does not say.

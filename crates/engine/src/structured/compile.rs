@@ -17,9 +17,9 @@ use crate::tokenizer::Tokenizer;
 /// Compiled grammars that are kept: clients send the same schema over and over.
 const KEPT: usize = 32;
 
-/// What may stand between the parts of JSON. It ends: models that would rather say something else
-/// fill their answers with spaces where they may.
-const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,24}";
+/// What may stand between the parts of JSON: a space, or a new line and its indentation. Not more:
+/// models that would rather say something else fill their answers with spaces where they may.
+const WHITESPACE: &str = r"\x20|\r?\n[\x20\t]{0,20}";
 
 /// Most characters of an error's cause: it may quote the grammar.
 const LONGEST_CAUSE: usize = 500;

@@ -34,7 +34,8 @@ pub const MAX_SCHEMA_DEPTH: usize = 64;
 pub struct StructuredOutputs {
     /// The text as a whole.
     pub constraint: Constraint,
-    /// JSON without white space between its parts; else up to 24 characters of it may come at a time.
+    /// JSON without white space between its parts; else a space may come there, or a new line with up
+    /// to 20 characters of indentation.
     pub disable_any_whitespace: bool,
     /// What may stand between the parts of JSON, as a regular expression.
     pub whitespace_pattern: Option<String>,

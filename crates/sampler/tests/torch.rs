@@ -297,7 +297,7 @@ fn masks_leave_what_they_allow() {
         }
         flat[0] = f32::NAN;
         let logits = tensor(&flat, vocab_size).to_kind(kind);
-        let mut which: Vec<i32> = (0..rows as i32).filter(|_| rng.random()).collect();
+        let mut which: Vec<i32> = (0..rows).filter(|_| rng.random()).collect();
         which.reverse();
         let width = vocab_size.div_ceil(32);
         let words: Vec<i32> = (0..which.len() * width).map(|_| rng.random()).collect();

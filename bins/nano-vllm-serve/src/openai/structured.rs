@@ -267,7 +267,8 @@ mod tests {
                 of_schema(),
             ),
         ] {
-            let read = read(body.clone()).unwrap().expect(&body.to_string());
+            let read = read(body.clone()).unwrap();
+            let read = read.unwrap_or_else(|| panic!("{body}"));
             assert_eq!(read.constraint, expected, "{body}");
             assert!(body.get(read.param).is_some(), "{body}");
         }

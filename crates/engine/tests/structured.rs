@@ -399,6 +399,7 @@ fn what_cannot_be_compiled_is_refused_with_the_reason() {
             Constraint::Json(json!({"$ref": "https://example.com/x"})),
             "example.com",
         ),
+        (Constraint::Json(json!({"$ref": "#"})), "no text matches"),
         (Constraint::Json(json!([1])), "must be an object"),
         (Constraint::Json(json!(false)), "describes nothing"),
         (Constraint::Json(json!({"x-guidance": {}})), "x-guidance"),
@@ -409,7 +410,19 @@ fn what_cannot_be_compiled_is_refused_with_the_reason() {
         (Constraint::Json(deep), "64 levels"),
         (Constraint::Regex("(".to_owned()), "("),
         (Constraint::Regex(r"(a)\1".to_owned()), "backreference"),
-        (Constraint::Regex("a".repeat(300_000)), "262144"),
+        (Constraint::Regex("a".repeat(30_000)), "16384"),
+        (
+            Constraint::Json(json!({"pattern": "a".repeat(30_000)})),
+            "16384",
+        ),
+        (Constraint::Grammar("// \n".repeat(30_000)), "65536"),
+        (
+            // Deep, and twice as large with each line.
+            Constraint::Grammar((0..3000).fold(String::from("start: A0\n"), |lark, at| {
+                lark + &format!("A{at}: A{0} A{0}\n", at + 1)
+            })),
+            "written out",
+        ),
         (Constraint::Choice(vec![]), "no choice"),
         (Constraint::Choice(wide), "262144"),
         (Constraint::Grammar("start: missing".to_owned()), "missing"),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
@@ -10,7 +10,11 @@ use llguidance::{Matcher, ParserFactory, regex_to_lark};
 use serde_json::{Map, Value, json};
 
 use super::vocabulary::vocabulary;
-use super::{Constraint, MAX_CONSTRAINT_BYTES, MAX_SCHEMA_DEPTH, StructuredOutputs};
+use super::workbench::{Failure, PLACES, Workbench, lock};
+use super::{
+    Constraint, MAX_CONSTRAINT_BYTES, MAX_GRAMMAR_BYTES, MAX_REGEX_BYTES, MAX_SCHEMA_DEPTH,
+    StructuredOutputs, terminals,
+};
 use crate::error::RequestError;
 use crate::tokenizer::Tokenizer;
 
@@ -52,18 +56,20 @@ impl fmt::Debug for Grammar {
     }
 }
 
-/// Compiles grammars for one vocabulary. Shared by all callers, one of whom compiles at a time: the
-/// limits of llguidance bound how long that takes, and the model needs the other processors.
+/// Compiles grammars for one vocabulary. Shared by all callers.
 pub(crate) struct Compiler {
     tokenizer: Arc<Tokenizer>,
     vocab_size: usize,
     eos: Vec<u32>,
     /// Made when it is first needed: it takes a while and memory for every token. `None` if this
     /// tokenizer cannot be used.
-    factory: OnceLock<Option<ParserFactory>>,
-    /// The newest last.
-    kept: Mutex<VecDeque<(String, Matcher)>>,
+    factory: OnceLock<Option<Arc<ParserFactory>>>,
+    bench: Workbench,
+    kept: Arc<Mutex<Kept>>,
 }
+
+/// Grammars by what they were compiled from, the one that was used last at the end.
+type Kept = VecDeque<(String, Matcher)>;
 
 impl fmt::Debug for Compiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,7 +84,8 @@ impl Compiler {
             vocab_size,
             eos: eos.to_vec(),
             factory: OnceLock::new(),
-            kept: Mutex::default(),
+            bench: Workbench::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -101,11 +108,18 @@ impl Compiler {
             )
         })?;
         Ok(Grammar {
-            start: self.matcher(factory, source, key).map_err(|cause| {
-                // What follows is llguidance's state, of no use to a client.
-                let cause = cause.split("\n<").next().unwrap_or_default();
-                unusable(param, cause)
-            })?,
+            start: self
+                .matcher(factory, source, key)
+                .map_err(|failure| match failure {
+                    // What follows is llguidance's state, of no use to a client.
+                    Failure::Cause(cause) => {
+                        unusable(param, cause.split("\n<").next().unwrap_or_default())
+                    }
+                    Failure::Busy => RequestError::QueueFull {
+                        limit: PLACES,
+                        what: "grammars that take long to compile",
+                    },
+                })?,
             eos: match ignore_eos {
                 true => Vec::new(),
                 false => self.eos.clone(),
@@ -117,7 +131,7 @@ impl Compiler {
         })
     }
 
-    fn make_factory(&self) -> Option<ParserFactory> {
+    fn make_factory(&self) -> Option<Arc<ParserFactory>> {
         let vocabulary = vocabulary(&self.tokenizer, self.vocab_size, &self.eos)?;
         let slices = llguidance::earley::SlicedBiasComputer::general_slices();
         let made = ParserFactory::new(&vocabulary, InferenceCapabilities::default(), &slices);
@@ -129,31 +143,62 @@ impl Compiler {
             }
         };
         factory.quiet().limits_mut().verbose_errors = false;
-        Some(factory)
+        Some(Arc::new(factory))
     }
 
     fn matcher(
         &self,
-        factory: &ParserFactory,
+        factory: &Arc<ParserFactory>,
         source: TopLevelGrammar,
         key: String,
-    ) -> Result<Matcher, String> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.iter().position(|(known, _)| *known == key);
-        let entry = match found.and_then(|at| kept.remove(at)) {
-            Some(entry) => entry,
-            None => {
-                let parser = factory.create_parser(source).map_err(|e| e.to_string())?;
-                (key, Matcher::new(Ok(parser)))
-            }
-        };
-        // A copy with a lexer of its own: its sequences wait for no lock of other requests'.
-        let matcher = entry.1.deep_clone();
-        if kept.len() == KEPT {
-            kept.pop_front();
+    ) -> Result<Matcher, Failure> {
+        if let Some(known) = known(&self.kept, &key) {
+            return Ok(known);
         }
-        kept.push_back(entry);
-        Ok(matcher)
+        let (factory, kept) = (factory.clone(), self.kept.clone());
+        let compile = move || {
+            // The one before may have been the same.
+            if let Some(known) = known(&kept, &key) {
+                return Ok(known);
+            }
+            let made = make(&factory, source)?;
+            let copy = made.deep_clone();
+            let mut kept = lock(&kept);
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back((key, made));
+            Ok(copy)
+        };
+        self.bench.run(compile)?.map_err(Failure::Cause)
+    }
+}
+
+/// A copy of a grammar that was kept. Its lexer is its own: sequences wait for no lock of other
+/// requests'.
+fn known(kept: &Mutex<Kept>, key: &str) -> Option<Matcher> {
+    let mut kept = lock(kept);
+    let at = kept.iter().position(|(known, _)| known == key)?;
+    let entry = kept.remove(at)?;
+    let copy = entry.1.deep_clone();
+    kept.push_back(entry);
+    Some(copy)
+}
+
+fn make(factory: &ParserFactory, source: TopLevelGrammar) -> Result<Matcher, String> {
+    for grammar in &source.grammars {
+        terminals::check(grammar.lark_grammar.as_deref().unwrap_or_default())?;
+    }
+    let parser = factory.create_parser(source).map_err(|e| e.to_string())?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // What fails at its first token is refused now, and the copies have the first mask's states.
+    let accepting = matcher.is_accepting().unwrap_or(false);
+    match matcher.deep_clone().compute_mask() {
+        Err(error) if !accepting => Err(match error.to_string() {
+            cause if cause.contains("NoExtensionBias") => "no text matches it".to_owned(),
+            cause => cause,
+        }),
+        _ => Ok(matcher),
     }
 }
 
@@ -173,7 +218,7 @@ fn source(wanted: &StructuredOutputs) -> Result<(TopLevelGrammar, String), Strin
         Constraint::JsonObject => json_source(json!({"type": "object"}), wanted)?,
         Constraint::Regex(regex) => {
             let regex = without_anchors(regex);
-            check_size(regex.len())?;
+            check_size(regex.len(), MAX_REGEX_BYTES)?;
             // `\d`, `\w` and `\s` are ASCII, as clients of other servers know them.
             let lark = format!("start: /{}/", regex_to_lark(regex, "dws"));
             let key = format!("lark {lark}");
@@ -183,15 +228,15 @@ fn source(wanted: &StructuredOutputs) -> Result<(TopLevelGrammar, String), Strin
             if choices.is_empty() {
                 return Err("there is no choice".to_owned());
             }
-            // Strings of Lark are strings of JSON.
+            // Strings of Lark are strings of JSON. One terminal, and not as many rules as choices.
             let quoted: Vec<String> = choices.iter().map(|c| json!(c).to_string()).collect();
-            let lark = format!("start: {}", quoted.join(" | "));
-            check_size(lark.len())?;
+            let lark = format!("start: CHOICE\nCHOICE: {}", quoted.join(" | "));
+            check_size(lark.len(), MAX_CONSTRAINT_BYTES)?;
             let key = format!("lark {lark}");
             (TopLevelGrammar::from_lark(lark), key)
         }
         Constraint::Grammar(lark) => {
-            check_size(lark.len())?;
+            check_size(lark.len(), MAX_GRAMMAR_BYTES)?;
             if lark.trim().is_empty() {
                 return Err("the grammar is empty".to_owned());
             }
@@ -241,19 +286,36 @@ fn json_source(
         close(&mut schema);
     }
     let key = schema.to_string();
-    check_size(key.len())?;
+    check_size(key.len(), MAX_CONSTRAINT_BYTES)?;
+    let longest = longest_text(&schema);
+    if longest > MAX_REGEX_BYTES {
+        return Err(format!(
+            "a text in the schema has {longest} bytes; at most {MAX_REGEX_BYTES} are read"
+        ));
+    }
     Ok((
         TopLevelGrammar::from_json_schema(schema),
         format!("json {key}"),
     ))
 }
 
-fn check_size(bytes: usize) -> Result<(), String> {
-    match bytes <= MAX_CONSTRAINT_BYTES {
+fn check_size(bytes: usize, most: usize) -> Result<(), String> {
+    match bytes <= most {
         true => Ok(()),
-        false => Err(format!(
-            "it has {bytes} bytes; at most {MAX_CONSTRAINT_BYTES} are read"
-        )),
+        false => Err(format!("it has {bytes} bytes; at most {most} are read")),
+    }
+}
+
+/// Bytes of the longest text or name.
+fn longest_text(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(longest_text).max().unwrap_or(0),
+        Value::Object(map) => {
+            let of = |(name, value): (&String, &Value)| name.len().max(longest_text(value));
+            map.iter().map(of).max().unwrap_or(0)
+        }
+        _ => 0,
     }
 }
 

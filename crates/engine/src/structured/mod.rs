@@ -16,15 +16,23 @@
 
 mod compile;
 mod constraints;
+mod terminals;
 mod vocabulary;
+mod workbench;
 
 use serde_json::Value;
 
 pub(crate) use compile::{Compiler, Grammar};
 pub(crate) use constraints::Constraints;
 
-/// Most bytes of a schema, regular expression, grammar or list of choices.
+/// Most bytes of a schema or a list of choices.
 pub const MAX_CONSTRAINT_BYTES: usize = 256 << 10;
+
+/// Most bytes of a grammar.
+pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+
+/// Most bytes of a regular expression, or of a text in a schema.
+pub const MAX_REGEX_BYTES: usize = 16 << 10;
 
 /// Most levels of a JSON schema, as in vLLM.
 pub const MAX_SCHEMA_DEPTH: usize = 64;

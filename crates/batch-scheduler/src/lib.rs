@@ -119,7 +119,7 @@ mod waiting;
 
 pub use config::{ConfigError, PreemptionMode, SchedulerConfig};
 pub use event::{Event, FinishReason, Usage};
-pub use plan::{AdmittedSeq, Row, SampleRow, Sampled, SlotId, StepOutput, StepPlan};
+pub use plan::{AdmittedSeq, Row, SampleMask, SampleRow, Sampled, SlotId, StepOutput, StepPlan};
 pub use policy::{
     Candidate, Fcfs, Priority, RequestInfo, SchedulingPolicy, VictimRule, WeightedFair,
 };

@@ -39,6 +39,20 @@ pub struct StepPlan<P> {
     pub rows: Vec<Row>,
     /// The tokens to sample. The order is the order of [`StepOutput::samples`].
     pub samples: Vec<SampleRow>,
+    /// What some of `samples` may be, in their order. The scheduler leaves this empty: a caller that
+    /// constrains its sequences fills it in before the runner sees the plan, and sets
+    /// [`Request::lockstep`](crate::Request::lockstep), since what may come next depends on what
+    /// came last.
+    pub masks: Vec<SampleMask>,
+}
+
+/// The tokens among which a sample is drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleMask {
+    /// Index in [`StepPlan::samples`]; no two masks have the same.
+    pub sample: u32,
+    /// Bit `t % 32` of word `t / 32` is set if token `t` may come. Tokens beyond the end may not.
+    pub allowed: Vec<u32>,
 }
 
 impl<P> Default for StepPlan<P> {
@@ -55,6 +69,7 @@ impl<P> Default for StepPlan<P> {
             drafts: Vec::new(),
             rows: Vec::new(),
             samples: Vec::new(),
+            masks: Vec::new(),
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::queue::{Place, Queue, QueueLimits};
 use crate::request::GenerateRequest;
 use crate::step_log::StepRecord;
 use crate::stream::TokenStream;
+use crate::structured::Grammar;
 
 pub(crate) type Delivery = Result<CoreEvent, RequestError>;
 
@@ -29,6 +30,7 @@ pub(crate) type Delivery = Result<CoreEvent, RequestError>;
 pub(crate) enum Command {
     Add {
         request: Request<Arc<SeqParams>>,
+        grammar: Option<Box<Grammar>>,
         events: events::UnboundedSender<Delivery>,
         place: Place,
     },
@@ -147,12 +149,17 @@ impl AsyncEngine {
     /// Starts a request. Tokenizing happens here, on the caller's thread; detokenizing where the
     /// stream is read. Dropping the stream aborts the request.
     pub fn generate(&self, request: GenerateRequest) -> Result<TokenStream, RequestError> {
-        let Prepared { request, state } = self.frontend.prepare(request)?;
+        let Prepared {
+            request,
+            state,
+            grammar,
+        } = self.frontend.prepare(request)?;
         let place = self.queue.enter(request.class, request.prompt.len())?;
         let id = request.id;
         let (sender, receiver) = events::unbounded_channel();
         let add = Command::Add {
             request,
+            grammar: grammar.map(Box::new),
             events: sender,
             place,
         };
@@ -313,9 +320,10 @@ impl<R: Runner> CoreThread<R> {
         match command {
             Command::Add {
                 request,
+                grammar,
                 events,
                 place,
-            } => self.add(request, events, place),
+            } => self.add(request, grammar, events, place),
             Command::Abort(id) => {
                 self.core.abort(id, &mut self.events);
             }
@@ -345,12 +353,15 @@ impl<R: Runner> CoreThread<R> {
     fn add(
         &mut self,
         request: Request<Arc<SeqParams>>,
+        grammar: Option<Box<Grammar>>,
         events: events::UnboundedSender<Delivery>,
         place: Place,
     ) {
         let (id, open) = (request.id, request.n);
         let added = if self.leaving.is_empty() {
-            self.core.add(request).map_err(RequestError::from)
+            let grammar = grammar.map(|grammar| *grammar);
+            let added = self.core.add_constrained(request, grammar);
+            added.map_err(RequestError::from)
         } else {
             Err(RequestError::EngineDead("it is shutting down".to_string()))
         };

@@ -19,6 +19,7 @@ use tp_model::SeqParams;
 
 use crate::report::{SeqId, StepReport, Tracer};
 use crate::step_log::{StepLog, StepRecord, StepRow};
+use crate::structured::{Constraints, Grammar};
 
 /// What the engine needs of a model: [`tp_model::Runner`], or a fake one in tests.
 pub trait Runner: ModelRunner<Params = Arc<SeqParams>, Extra = TokenLogprobs> {}
@@ -91,6 +92,8 @@ pub struct EngineCore<R: Runner> {
     tracer: Option<Tracer>,
     log: StepLog,
     scratch: Vec<Event<TokenLogprobs>>,
+    /// Where constrained sequences stand.
+    constraints: Constraints,
     /// Steps since memory ran out or the token budget was raised.
     calm_steps: u32,
     dead: Option<EngineDead>,
@@ -107,6 +110,7 @@ impl<R: Runner> EngineCore<R> {
             tracer: None,
             log: StepLog::default(),
             scratch: Vec::new(),
+            constraints: Constraints::default(),
             calm_steps: 0,
             dead: None,
         }
@@ -114,13 +118,25 @@ impl<R: Runner> EngineCore<R> {
 
     /// Takes in a request; its `n` sequences share `params`.
     pub fn add(&mut self, request: Request<Arc<SeqParams>>) -> Result<(), AddError> {
-        let id = request.id;
+        self.add_constrained(request, None)
+    }
+
+    /// As [`EngineCore::add`]; with a grammar, for a request in lockstep.
+    pub(crate) fn add_constrained(
+        &mut self,
+        request: Request<Arc<SeqParams>>,
+        grammar: Option<Grammar>,
+    ) -> Result<(), AddError> {
+        let (id, n) = (request.id, request.n);
         let params = match &request.params {
             batch_scheduler::SeqParams::Shared(params) => Some(params.clone()),
             batch_scheduler::SeqParams::PerSequence(list) => list.first().cloned(),
         };
         self.scheduler.add(request)?;
         self.unscheduled.extend(params.map(|params| (id, params)));
+        if let Some(grammar) = grammar {
+            self.constraints.add(id, n, grammar);
+        }
         Ok(())
     }
 
@@ -171,7 +187,10 @@ impl<R: Runner> EngineCore<R> {
     fn try_step(&mut self, events: &mut Vec<CoreEvent>) -> Result<(), EngineDead> {
         let plan = self.scheduler.schedule();
         let launched = plan.is_some();
-        if let Some(plan) = plan {
+        if let Some(mut plan) = plan {
+            if !self.constraints.is_empty() {
+                self.constrain(&mut plan);
+            }
             self.note_admissions(&plan, events);
             if let Some(tracer) = &mut self.tracer {
                 tracer.planned(&plan, &self.scheduler.snapshot());
@@ -282,7 +301,27 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
+    /// Writes into a plan what its constrained sequences may say. Those that can say nothing end;
+    /// the step computes them all the same.
+    fn constrain(&mut self, plan: &mut StepPlan<Arc<SeqParams>>) {
+        let scheduler = &self.scheduler;
+        let occupant = |slot| scheduler.occupant(slot).map(|(id, index, _)| (id, index));
+        for ending in self.constraints.fill(plan, occupant) {
+            let (id, index) = (ending.id, ending.index);
+            self.scheduler
+                .finish(id, index, ending.reason, &mut self.scratch);
+        }
+    }
+
     fn pass_on(&mut self, events: &mut Vec<CoreEvent>) {
+        if !self.constraints.is_empty() {
+            for ending in self.constraints.advance(&self.scratch) {
+                let (id, index) = (ending.id, ending.index);
+                self.scheduler
+                    .finish(id, index, ending.reason, &mut self.scratch);
+            }
+            self.constraints.forget(&self.scratch);
+        }
         if let Some(tracer) = &mut self.tracer {
             tracer.happened(&self.scratch);
         }

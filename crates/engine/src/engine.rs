@@ -150,9 +150,13 @@ impl<R: Runner> Engine<R> {
     }
 
     fn add_prepared(&mut self, prepared: Prepared) -> Result<RequestId, RequestError> {
-        let Prepared { request, state } = prepared;
+        let Prepared {
+            request,
+            state,
+            grammar,
+        } = prepared;
         let id = request.id;
-        self.core.add(request)?;
+        self.core.add_constrained(request, grammar)?;
         self.requests.insert(id, state);
         Ok(id)
     }

@@ -70,6 +70,14 @@ pub enum RequestError {
         /// What it must be.
         expected: String,
     },
+    /// A schema, regular expression, choice or grammar cannot be used.
+    #[error("{param} cannot be used: {cause}")]
+    Grammar {
+        /// The parameter.
+        param: &'static str,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Too much waits already; this one would only wait longer.
     #[error("{limit} {what} are waiting already, which is the most; try again later")]
     QueueFull {
@@ -96,9 +104,9 @@ impl RequestError {
             }
             RequestError::Param(error) => Some(error.param()),
             RequestError::Chat(error) => Some(error.param),
-            RequestError::Unsupported { param, .. } | RequestError::Invalid { param, .. } => {
-                Some(param)
-            }
+            RequestError::Unsupported { param, .. }
+            | RequestError::Invalid { param, .. }
+            | RequestError::Grammar { param, .. } => Some(param),
             RequestError::QueueFull { .. }
             | RequestError::Failed(_)
             | RequestError::EngineDead(_) => None,

@@ -13,6 +13,7 @@ use crate::error::RequestError;
 use crate::generation_config::GenerationConfig;
 use crate::request::{GenerateRequest, Prompt};
 use crate::state::RequestState;
+use crate::structured::{Compiler, Grammar, StructuredOutputs};
 use crate::tokenizer::Tokenizer;
 
 /// What requests are checked against. Plain figures, so that tests need no model.
@@ -41,6 +42,8 @@ pub struct Frontend {
     chat_template: Option<ChatTemplate>,
     generation_config: GenerationConfig,
     limits: Limits,
+    /// For structured outputs; `None` without a tokenizer.
+    compiler: Option<Compiler>,
     /// Requests so far: names them in the core, and tells their seeds apart.
     counter: AtomicU64,
 }
@@ -49,6 +52,7 @@ pub struct Frontend {
 pub(crate) struct Prepared {
     pub(crate) request: Request<Arc<SeqParams>>,
     pub(crate) state: RequestState,
+    pub(crate) grammar: Option<Grammar>,
 }
 
 impl Frontend {
@@ -67,7 +71,12 @@ impl Frontend {
         generation_config
             .eos_token_id
             .retain(|id| (*id as usize) < limits.vocab_size);
+        let compiler = tokenizer.as_ref().map(|tokenizer| {
+            let eos = &generation_config.eos_token_id;
+            Compiler::new(tokenizer.clone(), limits.vocab_size, eos)
+        });
         Frontend {
+            compiler,
             tokenizer,
             chat_template,
             generation_config,
@@ -159,6 +168,7 @@ impl Frontend {
             id: name,
             prompt,
             mut params,
+            structured,
             priority,
             class,
             cache_salt,
@@ -190,6 +200,10 @@ impl Frontend {
         let salt = cache_salt.as_deref().map_or(Ok(Salt::NONE), salt_of)?;
         let prompt = self.tokenize(&prompt, add_special_tokens)?;
         self.check_prompt(&prompt)?;
+        let grammar = match &structured {
+            Some(structured) => Some(self.compile(structured, &params, &prompt)?),
+            None => None,
+        };
 
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         let room = limits.max_model_len - prompt.len();
@@ -227,7 +241,37 @@ impl Frontend {
         request.class = class;
         request.salt = salt;
         request.use_prefix_cache = !every_position;
-        Ok(Prepared { request, state })
+        request.lockstep = grammar.is_some();
+        Ok(Prepared {
+            request,
+            state,
+            grammar,
+        })
+    }
+
+    fn compile(
+        &self,
+        structured: &StructuredOutputs,
+        params: &SamplingParams,
+        prompt: &[u32],
+    ) -> Result<Grammar, RequestError> {
+        let compiler = self.compiler.as_ref().ok_or_else(|| {
+            RequestError::unsupported(
+                structured.param,
+                "the checkpoint has no tokenizer.json, so it is not known what tokens stand for",
+            )
+        })?;
+        let (ignore_eos, min_tokens) = (params.ignore_eos, params.min_tokens);
+        let mut grammar = compiler.compile(structured, ignore_eos, min_tokens)?;
+        if let (Some(after), Some(tokenizer)) = (&structured.after, &self.tokenizer) {
+            // A template that closes the reasoning itself leaves no more than white space behind.
+            let end = &prompt[prompt.len().saturating_sub(after.len() + 8)..];
+            let end = tokenizer.decode(end, false).unwrap_or_default();
+            if end.trim_end().ends_with(after.as_str()) {
+                grammar.begin_at_once();
+            }
+        }
+        Ok(grammar)
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), RequestError> {

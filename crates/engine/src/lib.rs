@@ -49,6 +49,7 @@ mod state;
 pub mod step_log;
 mod stop;
 mod stream;
+pub mod structured;
 pub mod tokenizer;
 
 pub use crate::core::{CoreEvent, EngineCore, EngineDead, KvSnapshot, Runner};
@@ -67,6 +68,7 @@ pub use report::{AdmissionReport, RowReport, SeqId, StepReport};
 pub use request::{GenerateRequest, Prompt};
 pub use step_log::{StepRecord, StepRow};
 pub use stream::TokenStream;
+pub use structured::{Constraint, StructuredOutputs};
 
 pub use batch_scheduler::{RequestId, Stats};
 pub use sampler::{SamplingParams, TokenLogprobs};

@@ -5,6 +5,7 @@ use std::time::Instant;
 use sampler::SamplingParams;
 
 use crate::chat_template::ChatInput;
+use crate::structured::StructuredOutputs;
 
 /// The beginning of the text to be generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +51,8 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// How to sample and when to stop.
     pub params: SamplingParams,
+    /// What the text must look like.
+    pub structured: Option<StructuredOutputs>,
     /// Lower is served first; other than 0 only with the priority policy.
     pub priority: i32,
     /// Who shares the machine with whom (a user, a tenant); see [`Policy::Fair`](crate::Policy) and
@@ -71,6 +74,7 @@ impl GenerateRequest {
             id: id.into(),
             prompt: prompt.into(),
             params,
+            structured: None,
             priority: 0,
             class: 0,
             cache_salt: None,

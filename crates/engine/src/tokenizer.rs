@@ -117,6 +117,11 @@ impl Tokenizer {
         }
     }
 
+    /// As [`Tokenizer::token_bytes`]; `None` if a token's bytes depend on the tokens around it.
+    pub(crate) fn exact_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        self.plan.piece(&self.inner, id, false)
+    }
+
     /// Id of a token given as it stands in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

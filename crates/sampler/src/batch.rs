@@ -117,6 +117,22 @@ impl BatchSampler {
     /// # Panics
     /// If `logits` does not have `slots.len()` rows.
     pub fn sample(&mut self, logits: &[f32], slots: &[u32]) -> Vec<SampleResult> {
+        self.sample_masked(logits, slots, &[])
+    }
+
+    /// As [`BatchSampler::sample`], where some rows may get only some tokens: `masks` are pairs of a
+    /// row and a bit set, in the order of the rows, each row at most once. Token `t` can come if bit
+    /// `t % 32` of word `t / 32` is set; there is no bit beyond the end. Masks join the parameters'
+    /// own `allowed_token_ids`, and like those they do not show in log-probabilities.
+    ///
+    /// # Panics
+    /// If `logits` does not have `slots.len()` rows, or a mask is for a row that is not there.
+    pub fn sample_masked(
+        &mut self,
+        logits: &[f32],
+        slots: &[u32],
+        masks: &[(usize, &[u32])],
+    ) -> Vec<SampleResult> {
         let vocab_size = self.slots.vocab_size();
         assert_eq!(
             logits.len(),
@@ -124,11 +140,21 @@ impl BatchSampler {
             "expected {} rows of {vocab_size} logits",
             slots.len()
         );
+        debug_assert!(
+            masks.is_sorted_by(|a, b| a.0 < b.0),
+            "in the order of the rows"
+        );
+        let mut of_row: Vec<Option<&[u32]>> = vec![None; slots.len()];
+        for &(row, mask) in masks {
+            of_row[row] = Some(mask);
+        }
         let mut results = Vec::with_capacity(slots.len());
         while results.len() < slots.len() {
             let rest = &slots[results.len()..];
             let wave = &rest[..distinct_prefix(rest)];
-            let sampled = self.sample_distinct(&logits[results.len() * vocab_size..], wave);
+            let (from, to) = (results.len(), results.len() + wave.len());
+            let logits = &logits[from * vocab_size..to * vocab_size];
+            let sampled = self.sample_distinct(logits, wave, &of_row[from..to]);
             for (&slot, result) in wave.iter().zip(&sampled) {
                 if let (None, Some(state)) = (&result.error, self.slots.get_mut(slot)) {
                     state.append(result.token);
@@ -140,7 +166,12 @@ impl BatchSampler {
     }
 
     /// Samples rows of different slots, without appending.
-    fn sample_distinct(&mut self, logits: &[f32], slots: &[u32]) -> Vec<SampleResult> {
+    fn sample_distinct(
+        &mut self,
+        logits: &[f32],
+        slots: &[u32],
+        masks: &[Option<&[u32]>],
+    ) -> Vec<SampleResult> {
         let vocab_size = self.slots.vocab_size();
         let states = &self.slots;
         let greedy = |slot: &u32| {
@@ -155,13 +186,14 @@ impl BatchSampler {
             .sum::<usize>();
         let pays = (cost * vocab_size / 4) / THREAD_PAYS_NS;
         let threads = self.workers.len().min(slots.len()).min(pays).max(1);
-        let rows: Vec<(&[f32], u32)> = logits
+        let rows: Vec<Row<'_>> = logits
             .chunks_exact(vocab_size)
             .zip(slots.iter().copied())
+            .zip(masks.iter().copied())
             .collect();
-        let run = |worker: &mut RowSampler, rows: &[(&[f32], u32)]| -> Vec<SampleResult> {
-            let sample = |&(row, slot): &(&[f32], u32)| match states.get(slot) {
-                Some(state) => worker.sample(row, state).into(),
+        let run = |worker: &mut RowSampler, rows: &[Row<'_>]| -> Vec<SampleResult> {
+            let sample = |&((row, slot), mask): &Row<'_>| match states.get(slot) {
+                Some(state) => worker.sample_masked(row, state, mask).into(),
                 None => Err(SampleError::EmptySlot { slot }).into(),
             };
             rows.iter().map(sample).collect()
@@ -183,6 +215,9 @@ impl BatchSampler {
         })
     }
 }
+
+/// Logits, slot and mask.
+type Row<'a> = ((&'a [f32], u32), Option<&'a [u32]>);
 
 /// Length of the longest prefix in which no slot comes twice.
 pub(crate) fn distinct_prefix(slots: &[u32]) -> usize {

@@ -7,7 +7,7 @@
 //! The order is vLLM's:
 //!
 //! 1. log-probabilities, if asked for, from the raw logits ([`TokenLogprobs`]);
-//! 2. in float32: allowed tokens, bad tokens and bad words, stop tokens before `min_tokens`, logit
+//! 2. in float32: allowed tokens (the parameters' and the row's mask), bad tokens and bad words, stop tokens before `min_tokens`, logit
 //!    bias, then repetition (prompt and output), frequency and presence penalty (output);
 //! 3. greedy: the largest logit, of equal ones the lowest token id; or
 //! 4. in float64: temperature, min-p, top-k and top-p, then one draw.

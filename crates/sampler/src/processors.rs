@@ -3,9 +3,10 @@
 use crate::params::SamplingParams;
 use crate::state::{Seen, SeqState};
 
-/// Writes the processed logits of a sequence into `out`: allowed tokens, bans (bad tokens, bad
-/// words, `min_tokens`), logit bias, then repetition, frequency and presence penalty.
-pub(crate) fn apply(state: &SeqState, logits: &[f32], out: &mut Vec<f32>) {
+/// Writes the processed logits of a sequence into `out`: allowed tokens (the parameters' and those
+/// of `mask`), bans (bad tokens, bad words, `min_tokens`), logit bias, then repetition, frequency and
+/// presence penalty.
+pub(crate) fn apply(state: &SeqState, mask: Option<&[u32]>, logits: &[f32], out: &mut Vec<f32>) {
     out.clear();
     match &state.params().allowed_token_ids {
         Some(allowed) => {
@@ -16,6 +17,9 @@ pub(crate) fn apply(state: &SeqState, logits: &[f32], out: &mut Vec<f32>) {
         }
         None => out.extend_from_slice(logits),
     }
+    if let Some(mask) = mask {
+        restrict(out, mask);
+    }
     for token in state.banned() {
         out[token as usize] = f32::NEG_INFINITY;
     }
@@ -25,6 +29,22 @@ pub(crate) fn apply(state: &SeqState, logits: &[f32], out: &mut Vec<f32>) {
     for seen in state.seen() {
         let logit = &mut out[seen.token as usize];
         *logit = penalized(*logit, *seen, state.params());
+    }
+}
+
+/// Masks every token whose bit is not set in `mask`; see [`crate::BatchSampler::sample_masked`].
+fn restrict(logits: &mut [f32], mask: &[u32]) {
+    let words = mask.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        if word == 0 {
+            logits.fill(f32::NEG_INFINITY);
+        } else if word != u32::MAX {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 }
 

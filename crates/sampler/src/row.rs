@@ -28,10 +28,21 @@ impl RowSampler {
         logits: &[f32],
         state: &SeqState,
     ) -> Result<(u32, Option<TokenLogprobs>), SampleError> {
+        self.sample_masked(logits, state, None)
+    }
+
+    /// As [`RowSampler::sample`]; with `mask`, only tokens whose bit is set can come, as in
+    /// [`BatchSampler::sample_masked`](crate::BatchSampler::sample_masked).
+    pub fn sample_masked(
+        &mut self,
+        logits: &[f32],
+        state: &SeqState,
+        mask: Option<&[u32]>,
+    ) -> Result<(u32, Option<TokenLogprobs>), SampleError> {
         // The raw row is checked even if processors would hide a NaN: the model is broken.
         self.raw.run(logits)?;
-        let (row, scan) = if state.changes_logits() {
-            processors::apply(state, logits, &mut self.processed);
+        let (row, scan) = if mask.is_some() || state.changes_logits() {
+            processors::apply(state, mask, logits, &mut self.processed);
             self.scan.run(&self.processed)?;
             (self.processed.as_slice(), &self.scan)
         } else {

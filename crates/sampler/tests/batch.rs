@@ -312,3 +312,66 @@ fn logprobs_are_raw() {
     assert_eq!(logprobs.top[0].0, 2);
     assert!((logprobs.top[0].1 - 0.5_f32.ln()).abs() < 1e-6);
 }
+
+/// A mask does what `allowed_token_ids` with the same tokens does, in a batch where others have none.
+#[test]
+fn masks_are_allowed_tokens() {
+    let mut rng = common::rng(41);
+    for vocab_size in [1, 31, 32, 33, 95, 257] {
+        for _ in 0..40 {
+            let count = rng.random_range(1..6);
+            let rows: Vec<f32> = (0..count)
+                .flat_map(|_| common::logits(&mut rng, vocab_size))
+                .collect();
+            // Words may be missing at the end, and there may be more than the vocabulary has.
+            let words = rng.random_range(0..=vocab_size.div_ceil(32) + 1);
+            let mut masks: Vec<Vec<u32>> = Vec::new();
+            for _ in 0..count {
+                let dense: u32 = rng.random();
+                masks.push((0..words).map(|_| rng.random::<u32>() & dense).collect());
+            }
+            let masked: Vec<bool> = (0..count).map(|_| rng.random()).collect();
+            let mut one = BatchSampler::with_threads(vocab_size, 2);
+            let mut other = BatchSampler::with_threads(vocab_size, 1);
+            let mut hopeless = vec![false; count];
+            for slot in 0..count {
+                let mut params = common::params(&mut rng, vocab_size);
+                params.logprobs = Some(3);
+                let (seed, prompt) = (rng.random(), [0]);
+                let slot_id = slot as u32;
+                one.admit(slot_id, Arc::new(params.clone()), seed, &prompt, 1, &[])
+                    .unwrap();
+                if masked[slot] {
+                    let bit = |t: &u32| {
+                        let word = masks[slot].get(*t as usize / 32).copied().unwrap_or(0);
+                        word >> (t % 32) & 1 == 1
+                    };
+                    let own = params.allowed_token_ids.take();
+                    let ids = (0..vocab_size as u32).filter(bit);
+                    let ids: Vec<u32> = ids
+                        .filter(|t| own.as_ref().is_none_or(|own| own.contains(t)))
+                        .collect();
+                    hopeless[slot] = ids.is_empty();
+                    // The parameters cannot say "none".
+                    params.allowed_token_ids = (!ids.is_empty()).then_some(ids);
+                }
+                other
+                    .admit(slot_id, Arc::new(params), seed, &prompt, 1, &[])
+                    .unwrap();
+            }
+            let slots: Vec<u32> = (0..count as u32).collect();
+            let pairs: Vec<(usize, &[u32])> = (0..count)
+                .filter(|row| masked[*row])
+                .map(|row| (row, masks[row].as_slice()))
+                .collect();
+            let got = one.sample_masked(&rows, &slots, &pairs);
+            let expected = other.sample(&rows, &slots);
+            for slot in 0..count {
+                match hopeless[slot] {
+                    true => assert_eq!(got[slot].error, Some(SampleError::AllMasked)),
+                    false => assert_eq!(got[slot], expected[slot]),
+                }
+            }
+        }
+    }
+}

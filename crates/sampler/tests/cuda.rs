@@ -495,3 +495,68 @@ fn what_cannot_be_admitted() {
     let error = admit(2, d(), &[1]).unwrap_err().to_string();
     assert!(error.contains("`slot` is 2, expected below 2"), "{error}");
 }
+
+/// Masked rows beside others: the CPU's tokens, and log-probabilities of the raw logits.
+#[test]
+fn masked_rows() {
+    let Some(kernels) = kernels() else { return };
+    for case in 0..60 {
+        let mut rng = common::rng(5000 + case);
+        let vocab_size = [33, 257, 5_000, 151_936][case as usize % 4];
+        let count = rng.random_range(1..9);
+        let mut pair = Pair::new(&kernels, vocab_size, count);
+        for slot in 0..count {
+            let mut params = common::params(&mut rng, vocab_size);
+            // A list of its own may leave nothing beside the mask.
+            params.allowed_token_ids = None;
+            params.logprobs = rng.random::<bool>().then_some(3);
+            pair.admit(slot as u32, params, &mut rng);
+        }
+        let slots: Vec<u32> = (0..count as u32).collect();
+        for step in 0..3 {
+            let flat: Vec<f32> = (0..count)
+                .flat_map(|_| common::logits(&mut rng, vocab_size))
+                .collect();
+            let kind = [Kind::Float, Kind::BFloat16][case as usize % 2];
+            let shape = [count as i64, vocab_size as i64];
+            let logits = Tensor::from_slice(&flat).view(shape).to_kind(kind);
+            let flat = Vec::<f32>::try_from(logits.to_kind(Kind::Float).reshape([-1])).unwrap();
+            let which: Vec<usize> = (0..count).filter(|_| rng.random()).collect();
+            let width = vocab_size.div_ceil(32);
+            let masks: Vec<Vec<u32>> = which
+                .iter()
+                .map(|_| (0..width).map(|_| rng.random::<u32>()).collect())
+                .collect();
+            let pairs: Vec<(usize, &[u32])> = which
+                .iter()
+                .zip(&masks)
+                .map(|(row, mask)| (*row, mask.as_slice()))
+                .collect();
+            let rows: Vec<i32> = which.iter().map(|row| *row as i32).collect();
+            let words: Vec<i32> = masks
+                .concat()
+                .iter()
+                .map(|word| word.cast_signed())
+                .collect();
+            let words = ints(&words).view([rows.len() as i64, width as i64]);
+            let logits = logits.to_device(DEVICE);
+            let masked = sampler::torch::masked_logits(&logits, &ints(&rows), &words).unwrap();
+            let positions = ints(&pair.positions(&slots));
+            let on_device = ints(&slots.iter().map(|slot| *slot as i32).collect::<Vec<_>>());
+            let sampling = pair
+                .cuda
+                .sample_masked(&logits, Some(&masked), &on_device, &positions, &slots)
+                .unwrap();
+            let tokens = host(sampling.tokens());
+            let found = pair.cuda.results(&sampling, &tokens).unwrap();
+            let expected = pair.plain.sample_masked(&flat, &slots, &pairs);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert_same(
+                    found,
+                    expected,
+                    &format!("case {case}, step {step}, row {i}"),
+                );
+            }
+        }
+    }
+}

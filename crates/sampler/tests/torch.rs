@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use rand::rngs::StdRng;
-use sampler::torch::TorchSampler;
+use sampler::torch::{TorchSampler, masked_logits};
 use sampler::{BatchSampler, SampleError, SampleResult, SamplingParams};
 use tch::{Device, Kind, Tensor};
 
@@ -282,4 +282,55 @@ fn other_types_and_shapes() {
         "{error}"
     );
     assert_eq!(torch.sample(&logits.narrow(0, 0, 0), &[]).unwrap().0, []);
+}
+
+#[test]
+fn masks_leave_what_they_allow() {
+    let mut rng = common::rng(77);
+    for case in 0..60 {
+        let vocab_size: usize = [1, 31, 32, 65, 1000][case % 5];
+        let rows = [1, 3, 130][case % 3];
+        let kind = [Kind::Float, Kind::BFloat16, Kind::Half][case / 5 % 3];
+        let mut flat: Vec<f32> = Vec::new();
+        for _ in 0..rows {
+            flat.extend(common::logits(&mut rng, vocab_size));
+        }
+        flat[0] = f32::NAN;
+        let logits = tensor(&flat, vocab_size).to_kind(kind);
+        let mut which: Vec<i32> = (0..rows).filter(|_| rng.random()).collect();
+        which.reverse();
+        let width = vocab_size.div_ceil(32);
+        let words: Vec<i32> = (0..which.len() * width).map(|_| rng.random()).collect();
+        let device = logits.device();
+        let on_device = |values: &[i32]| Tensor::from_slice(values).to_device(device);
+        let shape = [which.len() as i64, width as i64];
+        let masks = on_device(&words).view(shape);
+        let got = masked_logits(&logits, &on_device(&which), &masks).unwrap();
+        assert_eq!(got.kind(), kind);
+        let host = |tensor: &Tensor| {
+            let flat = tensor
+                .to_device(Device::Cpu)
+                .to_kind(Kind::Float)
+                .reshape([-1]);
+            Vec::<f32>::try_from(flat).unwrap()
+        };
+        let (raw, got) = (host(&logits), host(&got));
+        for (at, (raw, got)) in raw.iter().zip(&got).enumerate() {
+            let (row, token) = (at / vocab_size, at % vocab_size);
+            let mask = which.iter().position(|which| *which as usize == row);
+            let allowed = mask.is_none_or(|mask| {
+                let word = words[mask * width + token / 32];
+                word.cast_unsigned() >> (token % 32) & 1 == 1
+            });
+            let expected = match allowed || !raw.is_finite() {
+                true => *raw,
+                false => f32::NEG_INFINITY,
+            };
+            assert_eq!(
+                got.to_bits(),
+                expected.to_bits(),
+                "case {case}, {row}, {token}"
+            );
+        }
+    }
 }

@@ -1,13 +1,15 @@
 //! From a request body to requests for the engine.
 
 use engine::chat_template::ChatInput;
-use engine::{Frontend, GenerateRequest, Prompt};
+use engine::{Frontend, GenerateRequest, Prompt, StructuredOutputs};
 use sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
 use super::fields::read;
+use super::forced::Forced;
 use super::parts::Parsers;
 use super::sampling::take_sampling;
+use super::structured::{arguments_of, calls_of, take_structured};
 use super::{ApiError, Fields};
 
 /// Most prompts of one completion request (vLLM's `VLLM_MAX_COMPLETION_PROMPTS`).
@@ -24,6 +26,9 @@ pub const NOT_SUPPORTED_IN_CHATS: &[&str] = &[
     "mm_processor_kwargs",
     "media_io_kwargs",
 ];
+
+/// Behind it a model that reasons begins its answer.
+const END_OF_REASONING: &str = "</think>";
 
 /// Who sent the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +118,10 @@ pub struct Call {
     pub stream: Option<StreamOptions>,
     /// How a chat's answer is split.
     pub parsers: Parsers,
+    /// Which calls the answer must be, if any.
+    pub forced: Option<Forced>,
+    /// What the text must look like.
+    pub structured: Option<StructuredOutputs>,
     /// Fields that nobody knows.
     pub ignored: Vec<String>,
     priority: i32,
@@ -166,6 +175,8 @@ impl Call {
                 Dialect::Batch => Parsers::default(),
                 Dialect::Http(parsers) => parsers,
             },
+            forced: None,
+            structured: take_structured(&mut f)?,
             ignored: Vec::new(),
             priority: f.take_as("priority", "an integer")?.unwrap_or(0),
             cache_salt: f.take_as("cache_salt", "a string")?,
@@ -229,11 +240,10 @@ impl Call {
                 ));
             }
         };
-        if dialect == Dialect::Batch {
-            f.refuse_unless("tools", &[], " in batches; `serve` parses tool calls")?;
-            f.refuse_unless("tool_choice", &[json!("none")], " in batches")?;
+        let tools = self.take_tools(f, dialect)?;
+        if let (Some(structured), Some(_)) = (&mut self.structured, self.parsers.reasoning) {
+            structured.after = Some(END_OF_REASONING.to_owned());
         }
-        let tools = self.take_tools(f)?;
         f.refuse_unless("include_reasoning", &[json!(true)], "")?;
         for name in NOT_SUPPORTED_IN_CHATS {
             f.refuse_unless(name, &[], "")?;
@@ -255,7 +265,11 @@ impl Call {
     }
 
     /// Tools go into the prompt; calls of them are parsed if the server knows how.
-    fn take_tools(&mut self, f: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
+    fn take_tools(
+        &mut self,
+        f: &mut Fields,
+        dialect: Dialect,
+    ) -> Result<Option<Vec<Value>>, ApiError> {
         let able = self.parsers.tools;
         self.parsers.tools = false;
         let choice = f.take("tool_choice");
@@ -286,10 +300,12 @@ impl Call {
         }
         match choice {
             Some(choice) if choice == "none" => {}
-            Some(choice) if choice != "auto" => {
+            Some(choice) if choice != "auto" => self.force(&choice, &tools, parallel)?,
+            _ if dialect == Dialect::Batch => {
                 return Err(ApiError::bad_value(
                     "tool_choice",
-                    "tool_choice may be \"none\" or \"auto\"; a call cannot be forced yet",
+                    "tool_choice = \"auto\" is not supported in batches; `serve` parses tool calls, \
+                     and calls that are forced need no parser",
                 ));
             }
             _ if able && !parallel => {
@@ -310,12 +326,43 @@ impl Call {
         Ok(Some(tools))
     }
 
+    /// Makes the answer a call: of any of `tools`, or of the one that `choice` names.
+    fn force(&mut self, choice: &Value, tools: &[Value], parallel: bool) -> Result<(), ApiError> {
+        let wrong = |what: &str| {
+            let message = format!(
+                "tool_choice must be \"none\", \"auto\", \"required\" or {{\"type\": \"function\", \
+                 \"function\": {{\"name\": …}}}} of one of the tools{what}"
+            );
+            ApiError::bad_value("tool_choice", message)
+        };
+        if let Some(other) = &self.structured {
+            let message = format!("a forced call leaves nothing for {} to say", other.param);
+            return Err(ApiError::bad_value("tool_choice", message));
+        }
+        let (forced, structured) = if choice == "required" {
+            (Forced::Required, calls_of(tools, parallel)?)
+        } else {
+            let name = match choice["type"] == "function" {
+                true => choice["function"]["name"].as_str(),
+                false => None,
+            };
+            let name = name.ok_or_else(|| wrong(""))?;
+            let tool = tools.iter().find(|tool| tool["function"]["name"] == name);
+            let tool = tool.ok_or_else(|| wrong("; there is none of this name"))?;
+            (Forced::Named(name.to_owned()), arguments_of(tool))
+        };
+        self.forced = Some(forced);
+        self.structured = Some(structured);
+        Ok(())
+    }
+
     /// One request for the engine per prompt.
     pub fn requests(&self, id: &str) -> Vec<GenerateRequest> {
         self.prompts
             .iter()
             .map(|prompt| {
                 let mut r = GenerateRequest::new(id, prompt.clone(), self.params.clone());
+                r.structured = self.structured.clone();
                 r.priority = self.priority;
                 r.cache_salt = self.cache_salt.clone();
                 r.add_special_tokens = self.add_special_tokens;

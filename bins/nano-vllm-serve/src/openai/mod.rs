@@ -3,10 +3,12 @@
 mod call;
 mod error;
 mod fields;
+mod forced;
 pub mod logprobs;
 pub mod parts;
 mod response;
 mod sampling;
+mod structured;
 
 pub use call::{Call, Dialect, Endpoint, ModelNames, NOT_SUPPORTED_IN_CHATS};
 pub use error::ApiError;
@@ -14,3 +16,4 @@ pub use fields::{Fields, shorten_text};
 pub use logprobs::TokenNames;
 pub use response::{completion_logprobs, echoed, now, response, stop_reason};
 pub use sampling::NOT_SUPPORTED;
+pub use structured::GUIDED;

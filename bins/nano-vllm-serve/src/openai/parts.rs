@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::forced::{Forced, ForcedCalls};
+
 /// Which parts are told apart; by default none, and everything is content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parsers {
@@ -23,25 +25,46 @@ pub enum Reasoning {
     AtOnce,
 }
 
-/// A call that the model makes.
+/// A call that the model makes, or more of its arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolCall {
     /// Counted from 0 in an answer.
     pub index: usize,
-    /// The function's name.
-    pub name: String,
+    /// The function's name; `None` if it has been given out.
+    pub name: Option<String>,
     /// Its arguments, as JSON text.
     pub arguments: String,
 }
 
 impl ToolCall {
+    /// A call without any arguments so far.
+    pub fn begun(index: usize, name: String) -> Self {
+        Self {
+            index,
+            name: Some(name),
+            arguments: String::new(),
+        }
+    }
+
+    /// More arguments of a call.
+    pub fn more(index: usize, arguments: &str) -> Self {
+        Self {
+            index,
+            name: None,
+            arguments: arguments.to_owned(),
+        }
+    }
+
     /// As the API writes it. `request` makes the id unlike those of other answers.
     pub fn json(&self, request: &str, choice: usize, with_index: bool) -> Value {
-        let mut value = json!({
-            "id": format!("call-{request}-{choice}-{}", self.index),
-            "type": "function",
-            "function": {"name": self.name, "arguments": self.arguments},
-        });
+        let mut value = match &self.name {
+            Some(name) => json!({
+                "id": format!("call-{request}-{choice}-{}", self.index),
+                "type": "function",
+                "function": {"name": name, "arguments": self.arguments},
+            }),
+            None => json!({"function": {"arguments": self.arguments}}),
+        };
         if with_index {
             value["index"] = json!(self.index);
         }
@@ -75,6 +98,8 @@ const END_CALL: &str = "</tool_call>";
 #[derive(Clone, Debug)]
 pub struct Splitter {
     parsers: Parsers,
+    /// What the content is, if calls are forced.
+    forced: Option<ForcedCalls>,
     place: Place,
     /// Text that was not given out: the beginning of a tag, or of a call.
     held: String,
@@ -84,9 +109,10 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// At the beginning of an answer.
-    pub fn new(parsers: Parsers) -> Self {
+    /// At the beginning of an answer; `forced` says which calls it must be, if any.
+    pub fn new(parsers: Parsers, forced: Option<&Forced>) -> Self {
         Self {
+            forced: forced.cloned().map(ForcedCalls::new),
             place: match parsers.reasoning {
                 Some(Reasoning::AtOnce) => Place::Reasoning,
                 Some(Reasoning::AtTag) => Place::Start,
@@ -99,9 +125,9 @@ impl Splitter {
         }
     }
 
-    /// Whether a tool was called.
-    pub fn has_calls(&self) -> bool {
-        self.calls > 0
+    /// Whether a tool was called, so that the answer ends for this reason.
+    pub fn ends_with_calls(&self) -> bool {
+        self.calls > 0 || self.forced.as_ref().is_some_and(ForcedCalls::are_a_reason)
     }
 
     /// Takes the next piece; with `last`, gives out everything that was held back.
@@ -109,6 +135,10 @@ impl Splitter {
         let mut parts = Parts::default();
         self.held.push_str(text);
         while self.step(&mut parts) {}
+        if let (Some(forced), Place::Content) = (&mut self.forced, self.place) {
+            let text = std::mem::take(&mut self.held);
+            parts.content = forced.push(&text, last, &mut parts.calls);
+        }
         if last {
             let held = std::mem::take(&mut self.held);
             match self.place {
@@ -145,6 +175,7 @@ impl Splitter {
                 }
                 found
             }
+            Place::Content if self.forced.is_some() => false,
             Place::Content if !self.parsers.tools => {
                 parts.content.push_str(&std::mem::take(&mut self.held));
                 false
@@ -172,7 +203,7 @@ impl Splitter {
                     Some((name, arguments)) => {
                         parts.calls.push(ToolCall {
                             index: self.calls,
-                            name,
+                            name: Some(name),
                             arguments,
                         });
                         self.calls += 1;
@@ -230,7 +261,7 @@ mod tests {
     };
 
     fn whole(parsers: Parsers, text: &str) -> Parts {
-        Splitter::new(parsers).push(text, true)
+        Splitter::new(parsers, None).push(text, true)
     }
 
     #[test]
@@ -243,9 +274,9 @@ mod tests {
         let calls: Vec<_> = parts
             .calls
             .iter()
-            .map(|c| (c.index, c.name.as_str(), c.arguments.as_str()))
+            .map(|c| (c.index, c.name.as_deref(), c.arguments.as_str()))
             .collect();
-        assert_eq!(calls, [(0, "f", "{\"a\":1}"), (1, "g", "{}")]);
+        assert_eq!(calls, [(0, Some("f"), "{\"a\":1}"), (1, Some("g"), "{}")]);
         assert_eq!(whole(Parsers::default(), text).content, text);
         for broken in [
             "<tool_call>{\"name\"",
@@ -261,6 +292,23 @@ mod tests {
         };
         assert_eq!(whole(open, "a</think>b").reasoning, "a");
         assert_eq!(whole(open, "a").reasoning, "a");
+    }
+
+    #[test]
+    fn a_forced_call_comes_after_reasoning() {
+        let text = "<think>a call</think>\n[{\"name\": \"f\", \"parameters\": {\"a\": 1}}]";
+        let mut splitter = Splitter::new(ALL, Some(&Forced::Required));
+        let parts = splitter.push(text, true);
+        assert_eq!(
+            (parts.reasoning.as_str(), parts.content.as_str()),
+            ("a call", "")
+        );
+        let call = ToolCall {
+            arguments: r#"{"a": 1}"#.to_owned(),
+            ..ToolCall::begun(0, "f".to_owned())
+        };
+        assert_eq!(parts.calls, [call]);
+        assert!(splitter.ends_with_calls());
     }
 
     #[test]
@@ -282,7 +330,7 @@ mod tests {
             let text: String = (0..rng.random_range(1..8))
                 .map(|_| words[rng.random_range(0..words.len())])
                 .collect();
-            let mut splitter = Splitter::new(ALL);
+            let mut splitter = Splitter::new(ALL, None);
             let mut got = Parts::default();
             let mut add = |parts: Parts| {
                 got.reasoning += &parts.reasoning;

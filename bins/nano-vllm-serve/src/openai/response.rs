@@ -154,7 +154,8 @@ fn chat_choice(
     sequence: &CompletionOutput,
     names: &TokenNames<'_>,
 ) -> Value {
-    let parts = Splitter::new(call.parsers).push(&sequence.text, true);
+    let mut splitter = Splitter::new(call.parsers, call.forced.as_ref());
+    let parts = splitter.push(&sequence.text, true);
     let mut message = json!({"role": "assistant", "content": parts.content});
     if call.parsers.reasoning.is_some() {
         message["reasoning"] = match parts.reasoning.is_empty() {
@@ -175,7 +176,7 @@ fn chat_choice(
         choice["logprobs"] = logprobs::chat(entries, names);
     }
     let mut choice = finish(call, sequence, choice);
-    if called && choice["finish_reason"] == "stop" {
+    if splitter.ends_with_calls() && choice["finish_reason"] == "stop" {
         choice["finish_reason"] = json!("tool_calls");
     }
     choice

@@ -12,7 +12,6 @@ const MAX_STOP_STRINGS: usize = 4;
 
 /// Fields of vLLM that may only be null.
 pub const NOT_SUPPORTED: &[&str] = &[
-    "structured_outputs",
     "truncate_prompt_tokens",
     "truncation_side",
     "logprob_token_ids",
@@ -130,11 +129,6 @@ fn refuse_unsupported(f: &mut Fields) -> Result<(), ApiError> {
     f.refuse_unless("use_beam_search", &[json!(false)], "; use n with sampling")?;
     f.refuse_unless("length_penalty", &[json!(1), json!(1.0)], "")?;
     f.refuse_unless("best_of", &[json!(1)], "; use n")?;
-    f.refuse_unless(
-        "response_format",
-        &[json!({"type": "text"})],
-        "; only {\"type\": \"text\"} is",
-    )?;
     f.refuse_unless("spaces_between_special_tokens", &[json!(true)], "")?;
     for name in NOT_SUPPORTED {
         f.refuse_unless(name, &[], "")?;
@@ -164,7 +158,7 @@ mod tests {
             "min_tokens": 3, "stop_token_ids": [7], "bad_words": ["no"], "allowed_token_ids": [1, 2],
             "ignore_eos": true, "skip_special_tokens": false, "include_stop_str_in_output": true,
             "prompt_logprobs": 1, "seed": 9, "stop": "end", "logit_bias": {"5": -3.0},
-            "use_beam_search": false, "response_format": {"type": "text"}, "user": "me", "best_of": null,
+            "use_beam_search": false, "user": "me", "best_of": null,
         }))
         .unwrap();
         let expected = SamplingParams {
@@ -198,17 +192,10 @@ mod tests {
             (json!({"temperature": "hot"}), "temperature"),
             (json!({"n": -1}), "n"),
             (json!({"use_beam_search": true}), "use_beam_search"),
-            (
-                json!({"structured_outputs": {"regex": "a"}}),
-                "structured_outputs",
-            ),
+            (json!({"session_id": "a"}), "session_id"),
             (json!({"stop": [1]}), "stop"),
             (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
             (json!({"logit_bias": {"x": 1}}), "logit_bias"),
-            (
-                json!({"response_format": {"type": "json_object"}}),
-                "response_format",
-            ),
             (json!({"temprature": 1}), "temprature"),
             (json!({"seed": 1.5}), "seed"),
         ] {

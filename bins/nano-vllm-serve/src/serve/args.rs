@@ -125,6 +125,9 @@ pub struct ServerArgs {
     /// How the model writes reasoning; it is then a field of its own.
     #[arg(long, value_enum)]
     pub reasoning_parser: Option<ReasoningParser>,
+    /// Tell in usages how many tokens of the prompt the prefix cache had.
+    #[arg(long)]
+    pub enable_prompt_tokens_details: bool,
     /// Seconds between comments that keep a silent stream alive; 0: none.
     #[arg(long, default_value = "0", value_parser = parse_seconds)]
     pub sse_keep_alive_interval: Duration,

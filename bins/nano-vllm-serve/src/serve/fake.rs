@@ -16,7 +16,7 @@ use super::args::ServerArgs;
 const BLOCKS: usize = 1 << 18;
 const BLOCK_SIZE: u32 = 16;
 
-/// Answers every step with tokens that depend on the slot and the step only.
+/// Answers every step with tokens that depend on the slot and the step only, and on what may come.
 struct FakeRunner {
     vocab_size: u32,
     step_time: Duration,
@@ -43,9 +43,18 @@ impl ModelRunner for FakeRunner {
                 error: None,
             }
         };
+        let mut samples: Vec<_> = plan.samples.iter().map(|s| sample(s.slot.0)).collect();
+        for mask in &plan.masks {
+            // The next token from there on that may come.
+            let tokens = &mut samples[mask.sample as usize].tokens;
+            let from = tokens[0];
+            let mut all = (from..self.vocab_size).chain(0..from);
+            let allowed = |t: &u32| mask.allowed[*t as usize / 32] >> (t % 32) & 1 == 1;
+            tokens[0] = all.find(allowed).unwrap_or(from);
+        }
         Ok(StepOutput {
             step: plan.step,
-            samples: plan.samples.iter().map(|s| sample(s.slot.0)).collect(),
+            samples,
             prompt_extras: Vec::new(),
         })
     }

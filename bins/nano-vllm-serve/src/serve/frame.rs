@@ -40,15 +40,21 @@ pub struct Frames {
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
+    /// Tokens of the prompts that the prefix cache had, if that is to be told.
+    pub cached_tokens: Option<u32>,
 }
 
 impl Usage {
     fn json(self) -> Value {
-        json!({
+        let mut usage = json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-        })
+        });
+        if let Some(cached_tokens) = self.cached_tokens {
+            usage["prompt_tokens_details"] = json!({"cached_tokens": cached_tokens});
+        }
+        usage
     }
 }
 
@@ -67,9 +73,9 @@ impl Frames {
             ),
             endpoint: call.endpoint,
             offsets: vec![0; choices],
-            splitters: match call.parsers == Parsers::default() {
+            splitters: match call.parsers == Parsers::default() && call.forced.is_none() {
                 true => Vec::new(),
-                false => vec![Splitter::new(call.parsers); choices],
+                false => vec![Splitter::new(call.parsers, call.forced.as_ref()); choices],
             },
             id: id.to_owned(),
         }
@@ -195,7 +201,7 @@ impl Frames {
                     into,
                     call,
                     finish,
-                    splitter.is_some_and(Splitter::has_calls),
+                    splitter.is_some_and(Splitter::ends_with_calls),
                 );
             }
         }

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use engine::RequestOutput;
+use serde_json::Value;
 
 use super::auth::TenantId;
 use super::body;
@@ -81,23 +82,31 @@ async fn try_answer(
         .as_ref()
         .and_then(|_| Parent::of(request.headers()));
     let bytes = body::read(&app, request).await?;
-    let small = bytes.len() <= INLINE_BYTES;
     let origin = Origin {
         tenant,
         parent,
         in_flight,
     };
+    let small = bytes.len() <= INLINE_BYTES;
+    let parse = {
+        let app = app.clone();
+        move || parse(&app, endpoint, id, &bytes)
+    };
+    let (call, id) = on_a_thread_that_may_block(!small, parse).await?;
+    // A grammar may take a while to compile.
+    let heavy = !small || call.structured.is_some();
     let start = {
         let app = app.clone();
-        move || start(&app, endpoint, id, &bytes, origin)
+        move || {
+            let generation = Generation::start(&app, &call, &id, origin)?;
+            Ok(Started {
+                call,
+                id,
+                generation,
+            })
+        }
     };
-    let started = match small {
-        true => start(),
-        false => match tokio::task::spawn_blocking(start).await {
-            Ok(started) => started,
-            Err(_) => Err(ApiError::internal("the request could not be read")),
-        },
-    };
+    let started = on_a_thread_that_may_block(heavy, start).await;
     let Started {
         call,
         id,
@@ -114,6 +123,9 @@ async fn try_answer(
             .collect();
         drop(generation);
         let mut body = response(&call, &id, created, &outputs, app.engine.frontend());
+        if !app.server.enable_prompt_tokens_details {
+            body["usage"]["prompt_tokens_details"] = Value::Null;
+        }
         body["system_fingerprint"] = app.fingerprint().into();
         json_response(StatusCode::OK, &body)
     };
@@ -123,13 +135,25 @@ async fn try_answer(
     Ok(response)
 }
 
-fn start(
-    app: &Arc<App>,
+/// Does `work` at once, or on another thread if it is `heavy`.
+async fn on_a_thread_that_may_block<T: Send + 'static>(
+    heavy: bool,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if !heavy {
+        return work();
+    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
+}
+
+/// The request, and its id.
+fn parse(
+    app: &App,
     endpoint: Endpoint,
     id: String,
     bytes: &Bytes,
-    origin: Origin,
-) -> Result<Started, ApiError> {
+) -> Result<(Call, String), ApiError> {
     let value = body::json(bytes)?;
     let frontend = app.engine.frontend();
     let call = Call::parse(
@@ -149,12 +173,7 @@ fn start(
         Some(own) => own.clone(),
         None => id,
     };
-    let generation = Generation::start(app, &call, &id, origin)?;
-    Ok(Started {
-        call,
-        id,
-        generation,
-    })
+    Ok((call, id))
 }
 
 /// Fields that had no effect are named in the answer and in the log: a misspelt parameter must not

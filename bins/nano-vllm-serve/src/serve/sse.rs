@@ -128,7 +128,11 @@ impl Events {
         if let Some(error) = error {
             frame::error(buffer, error);
         } else if self.call.stream.unwrap_or_default().include_usage {
-            let usage = usage(&self.call, &self.generation, None);
+            let mut usage = usage(&self.call, &self.generation, None);
+            if self.app.server.enable_prompt_tokens_details {
+                let cached = |at| self.generation.output(at).metrics.num_cached_tokens;
+                usage.cached_tokens = Some((0..self.generation.len()).map(cached).sum());
+            }
             self.frames.usage(buffer, usage);
         }
         buffer.extend_from_slice(frame::DONE);

@@ -10,9 +10,7 @@ pub fn unsupported() -> Vec<(&'static str, Value)> {
         ("use_beam_search", json!(true)),
         ("length_penalty", json!(1.5)),
         ("best_of", json!(3)),
-        ("response_format", json!({"type": "json_object"})),
         ("spaces_between_special_tokens", json!(false)),
-        ("structured_outputs", json!({"regex": "a+"})),
         ("truncate_prompt_tokens", json!(5)),
         ("truncation_side", json!("left")),
         ("logprob_token_ids", json!([1])),
@@ -29,8 +27,6 @@ pub fn unsupported() -> Vec<(&'static str, Value)> {
 /// As [`unsupported`], for fields that only chats have.
 pub fn unsupported_in_chats() -> Vec<(&'static str, Value)> {
     vec![
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("auto")),
         ("include_reasoning", json!(false)),
         ("reasoning_effort", json!("low")),
         ("chat_template", json!("{{ messages }}")),
@@ -44,6 +40,24 @@ pub fn unsupported_in_chats() -> Vec<(&'static str, Value)> {
 pub fn wrong_values() -> Vec<(&'static str, Value, &'static str, &'static str)> {
     let too_long = vec![5; 2000];
     vec![
+        (
+            "response_format",
+            json!({"type": "yaml"}),
+            "response_format",
+            "json_schema",
+        ),
+        (
+            "structured_outputs",
+            json!({"regex": "("}),
+            "structured_outputs",
+            "cannot be used",
+        ),
+        (
+            "guided_choice",
+            json!(5),
+            "guided_choice",
+            "a list of strings",
+        ),
         ("prompt", json!(""), "prompt", "empty"),
         ("prompt", json!([]), "prompt", "empty"),
         ("prompt", json!([[]]), "prompt", "empty"),

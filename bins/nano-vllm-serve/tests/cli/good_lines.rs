@@ -116,6 +116,28 @@ fn input() -> Vec<u8> {
             "chat parts",
             json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "What is 47 + 38?"}]}], "temperature": 0, "return_token_ids": true, "max_completion_tokens": 5, "max_tokens": 9}),
         ),
+        completion(
+            "regex",
+            sampled(
+                3,
+                json!({"structured_outputs": {"regex": "[a-f]{3}(-[0-9]{2}){2}"}}),
+            ),
+        ),
+        completion(
+            "choice",
+            sampled(
+                4,
+                json!({"n": 3, "guided_choice": ["tortoise", "hare and hedgehog", "Zürich"]}),
+            ),
+        ),
+        chat(
+            "schema",
+            json!({"messages": messages, "seed": 5, "max_tokens": 80, "return_token_ids": true, "response_format": {
+                "type": "json_schema", "json_schema": {"name": "s", "schema": {
+                    "type": "object", "required": ["x", "y"], "additionalProperties": false,
+                    "properties": {"x": {"enum": [true, null, "z"]}, "y": {"type": "array", "maxItems": 2, "items": {"type": "boolean"}}},
+            }}}}),
+        ),
         chat("story", story),
         chat("story with stop", story_with_stop),
         // A custom_id that is no string, and the fields that may be left out.
@@ -152,6 +174,7 @@ fn every_option_does_what_it_says_and_company_changes_nothing() {
     checks::stops(&answers);
     checks::limits_on_tokens(&answers);
     checks::chats(&answers);
+    checks::structured(&answers);
     checks::names_and_counts(&answers);
 
     // The same lines in the reverse order, nearly alone, in tiny steps and blocks.

@@ -262,3 +262,38 @@ pub fn names_and_counts(answers: &Answers) {
     assert_eq!(body["usage"]["completion_tokens"], generated);
     assert_eq!(body["usage"]["prompt_tokens"], golden("poem").prompt.len());
 }
+
+/// Text of the form that was asked for.
+pub fn structured(answers: &Answers) {
+    let parts: Vec<&str> = answers.text("regex").split('-').collect();
+    assert_eq!(parts.len(), 3, "{parts:?}");
+    let is = |part: &str, len: usize, within: &str| {
+        part.len() == len && part.chars().all(|c| within.contains(c))
+    };
+    assert!(
+        is(parts[0], 3, "abcdef") && is(parts[1], 2, "0123456789"),
+        "{parts:?}"
+    );
+    let choices = answers.body("choice")["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    for choice in choices {
+        let text = choice["text"].as_str().unwrap();
+        assert!(
+            ["tortoise", "hare and hedgehog", "Zürich"].contains(&text),
+            "{text}"
+        );
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+    let choice = answers.choice("schema");
+    assert_eq!(choice["finish_reason"], "stop");
+    let value: Value =
+        serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+    assert!(
+        [json!(true), json!(null), json!("z")].contains(&value["x"]),
+        "{value}"
+    );
+    assert!(
+        value["y"].as_array().unwrap().iter().all(Value::is_boolean),
+        "{value}"
+    );
+}

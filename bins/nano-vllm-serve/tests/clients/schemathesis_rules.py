@@ -17,6 +17,10 @@ def numbers_that_vanish(body):
     return any(isinstance(value, (int, float)) and abs(value) < 1e-30 for value in values)
 
 
+def valid_tool(tool):
+    return isinstance(tool, dict) and isinstance(tool.get("function"), dict) and "name" in tool["function"]
+
+
 def follows_rules(body):
     if not isinstance(body, dict):
         return True
@@ -44,14 +48,29 @@ def follows_rules(body):
             return False
     if numbers_that_vanish(body):
         return False
+    # One thing at most may say what the text must look like, and no list of tokens may contradict it.
+    fields = ("response_format", "structured_outputs", *(name for name in body if name.startswith("guided_")))
+    structured = sum(body.get(name) not in (None, {"type": "text"}) for name in fields)
     if chat:
         if body.get("top_logprobs") and body.get("logprobs") is not True:
             return False
-        # Only a server that is told how the model writes calls takes tools.
-        if body.get("tools") is not None and body.get("tool_choice") != "none":
+        # Only a server that is told how the model writes calls takes tools it does not force.
+        choice, tools = body.get("tool_choice"), body.get("tools")
+        if tools is not None and choice in (None, "auto"):
             return False
+        names = [tool["function"]["name"] for tool in tools or [] if valid_tool(tool)]
+        if isinstance(choice, dict) and (choice.get("function") or {}).get("name") not in names:
+            return False
+        forced = choice == "required" or isinstance(choice, dict)
+        if forced and (not tools or structured):
+            return False
+        structured = structured + forced
         if body.get("continue_final_message"):
             return False
+    if structured > 1:
+        return False
+    if structured and any(body.get(name) for name in ("allowed_token_ids", "bad_words", "logit_bias", "min_tokens")):
+        return False
     said = json.dumps([body.get("messages"), body.get("prompt"), body.get("bad_words")], ensure_ascii=False)
     return len(said) < MOST_CHARACTERS or isinstance(body.get("prompt"), list)
 

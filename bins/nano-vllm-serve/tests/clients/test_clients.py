@@ -1,7 +1,9 @@
 """The clients that people use, against the server at NANO_VLLM_URL (its key is in OPENAI_API_KEY)."""
 
 import asyncio
+import json
 import os
+from typing import Literal
 
 import openai
 
@@ -38,19 +40,69 @@ def test_chat_with_logprobs():
 
 
 def test_tools():
-    """The demo model calls none; offering them must be taken, and forcing one is refused by name."""
-    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    """The demo model calls none by itself, but it can be made to."""
+    color = {"type": "string", "enum": ["red", "green"]}
+    schema = {"type": "object", "properties": {"color": color}, "required": ["color"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
     args = dict(model=MODEL, messages=QUESTION, max_tokens=30, temperature=0, tools=[tool])
     message = client.chat.completions.create(**args, tool_choice="auto").choices[0].message
     assert "Paris" in message.content and not message.tool_calls
     chunks = list(client.chat.completions.create(**args, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == message.content
+    args["max_tokens"] = 100
+    named = {"type": "function", "function": {"name": "look_up"}}
+    for choice, reason in (("required", "tool_calls"), (named, "stop")):
+        answer = client.chat.completions.create(**args, tool_choice=choice).choices[0]
+        assert answer.finish_reason == reason, answer
+        call = answer.message.tool_calls[0]
+        assert call.function.name == "look_up"
+        assert json.loads(call.function.arguments)["color"] in color["enum"], call
+        streamed = {}
+        for chunk in client.chat.completions.create(**args, tool_choice=choice, stream=True):
+            for piece in chunk.choices[0].delta.tool_calls or []:
+                streamed[piece.index] = streamed.get(piece.index, "") + piece.function.arguments
+        assert streamed[0] == call.function.arguments, streamed
+
+
+def test_structured_outputs():
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer", "maximum": 9999999}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    args = dict(model=MODEL, messages=QUESTION, max_tokens=200, seed=1)
+    form = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": schema}}
+    answer = client.chat.completions.create(**args, response_format=form).choices[0]
+    assert answer.finish_reason == "stop", answer
+    value = json.loads(answer.message.content)
+    assert set(value) == {"city", "people"} and isinstance(value["people"], int), value
+    chunks = client.chat.completions.create(**args, response_format=form, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.message.content
+
+    extra = {"structured_outputs": {"choice": ["Paris", "Rome"]}}
+    answer = client.completions.create(model=MODEL, prompt="The capital of France is", n=3, extra_body=extra)
+    assert all(c.text in ("Paris", "Rome") and c.finish_reason == "stop" for c in answer.choices)
     try:
-        client.chat.completions.create(**args, tool_choice="required")
+        client.completions.create(model=MODEL, prompt="a", extra_body={"structured_outputs": {"regex": "("}})
     except openai.BadRequestError as error:
-        assert error.param == "tool_choice", error
+        assert error.param == "structured_outputs", error
         return
-    raise AssertionError("a forced tool call was taken")
+    raise AssertionError("a broken expression was taken")
+
+
+def test_parsed_answers():
+    """The helper of the package that makes a schema of a class, and a class of the answer."""
+    import pydantic
+
+    class Answer(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        sure: bool
+        digits: list[Literal[1, 2, 3]] = pydantic.Field(max_length=3)
+
+    args = dict(model=MODEL, messages=QUESTION, max_tokens=200, seed=2)
+    message = client.chat.completions.parse(**args, response_format=Answer).choices[0].message
+    assert isinstance(message.parsed, Answer), message
 
 
 def test_n_echo_and_extras():

@@ -79,18 +79,44 @@ fn wrong_fields() -> Vec<(Value, &'static str)> {
         (json!({"priority": 1}), "priority"),
         (json!({"cache_salt": "a/b"}), "cache_salt"),
         (json!({"request_id": "a b"}), "request_id"),
+        (json!({"response_format": "json"}), "response_format"),
         (
-            json!({"response_format": {"type": "json_object"}}),
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}),
             "response_format",
         ),
         (
-            json!({"structured_outputs": {"regex": "a*"}}),
+            json!({"structured_outputs": {"regex": "("}}),
             "structured_outputs",
         ),
+        (
+            json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}),
+            "structured_outputs",
+        ),
+        (
+            json!({"structured_outputs": {"grammar": "root ::= x"}}),
+            "structured_outputs",
+        ),
+        (
+            json!({"structured_outputs": {"json": deep_schema()}}),
+            "structured_outputs",
+        ),
+        (json!({"guided_choice": []}), "guided_choice"),
+        (json!({"guided_regex": "a".repeat(300_000)}), "guided_regex"),
         (json!({"use_beam_search": true}), "use_beam_search"),
         (json!({"suffix": "end"}), "suffix"),
         (json!({"best_of": 3}), "best_of"),
     ]
+}
+
+/// A chat with one tool.
+fn with_tool(mut body: Value) -> Value {
+    body["messages"] = json!([{"role": "user", "content": "a"}]);
+    body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+    body
+}
+
+fn deep_schema() -> Value {
+    (0..70).fold(json!({}), |inner, _| json!({"items": inner}))
 }
 
 fn wrong_chats() -> Vec<(Value, &'static str)> {
@@ -134,6 +160,22 @@ fn wrong_chats() -> Vec<(Value, &'static str)> {
         (
             json!({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}),
             "tool_choice",
+        ),
+        (with_tool(json!({"tool_choice": "must"})), "tool_choice"),
+        (
+            with_tool(json!({"tool_choice": {"type": "function", "function": {"name": "g"}}})),
+            "tool_choice",
+        ),
+        (
+            with_tool(json!({"tool_choice": "required", "guided_regex": "a"})),
+            "tool_choice",
+        ),
+        (
+            json!({
+                "messages": [{"role": "user", "content": "a"}], "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
+            }),
+            "tools",
         ),
     ]
 }

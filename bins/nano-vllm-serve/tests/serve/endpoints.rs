@@ -142,21 +142,30 @@ fn the_dashboard_shows_metrics_that_are_there() {
         "/../../docs/deploy/grafana.json"
     );
     let dashboard = std::fs::read_to_string(path).unwrap();
-    let server = Server::start(&[]);
+    let mut server = Server::start(&["--api-key", "one"]);
+    server.headers = "Authorization: Bearer one\r\n".to_owned();
     server.ok("/v1/completions", &endless("a", 2));
     let metrics = server.get("/metrics").text();
     let mut used = 0;
-    for part in dashboard.split("vllm:").skip(1) {
+    let parts: Vec<&str> = dashboard.split("vllm:").collect();
+    for (before, part) in parts.iter().zip(&parts[1..]) {
+        let prefix = match before.ends_with("nano_") {
+            true => "nano_vllm",
+            false => "vllm",
+        };
         let name: String = part
             .chars()
             .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
             .collect();
         // Rejections have a line only once there was one.
         let family = name.trim_end_matches("_bucket").trim_end_matches("_total");
-        assert!(metrics.contains(&format!("# TYPE vllm:{family}")), "{name}");
+        assert!(
+            metrics.contains(&format!("# TYPE {prefix}:{family}")),
+            "{name}"
+        );
         used += 1;
     }
-    assert!(used > 20);
+    assert!(used > 25);
 }
 
 #[test]

@@ -11,4 +11,5 @@ mod limits;
 mod ranks;
 mod shutdown;
 mod streams;
+mod structured;
 mod traces;

@@ -197,6 +197,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         plan.drafts.clear();
         plan.rows.clear();
         plan.samples.clear();
+        plan.masks.clear();
         let mut record = self.spares.records.pop().unwrap_or_default();
         record.step = self.next_step;
         record.rows.clear();

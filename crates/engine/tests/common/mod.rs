@@ -1,7 +1,7 @@
 //! A model that needs no weights, and a tokenizer in which a token is a byte.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -121,7 +121,8 @@ impl FakeRunner {
     }
 }
 
-fn next_token(mode: Mode, slot: &Slot) -> u32 {
+/// With a mask, the hash chooses among the tokens that it allows.
+fn next_token(mode: Mode, slot: &Slot, mask: Option<&[u32]>) -> u32 {
     match mode {
         Mode::Count => (slot.tokens.last().unwrap() + 1) % VOCAB as u32,
         Mode::Hash => {
@@ -134,7 +135,14 @@ fn next_token(mode: Mode, slot: &Slot) -> u32 {
                 hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
                 hash ^= hash >> 29;
             }
-            (hash % 256) as u32
+            match mask {
+                None => (hash % 256) as u32,
+                Some(mask) => {
+                    let allowed = |t: &u32| mask[*t as usize / 32] >> (t % 32) & 1 == 1;
+                    let allowed: Vec<u32> = (0..VOCAB as u32).filter(allowed).collect();
+                    allowed[hash as usize % allowed.len()]
+                }
+            }
         }
     }
 }
@@ -198,7 +206,13 @@ impl ModelRunner for FakeRunner {
             slot.computed = end;
         }
         let mode = self.mode;
-        let samples = plan.samples.iter().map(|sample| {
+        let masks: HashMap<u32, &[u32]> = plan
+            .masks
+            .iter()
+            .map(|mask| (mask.sample, mask.allowed.as_slice()))
+            .collect();
+        assert_eq!(masks.len(), plan.masks.len(), "one mask a sample");
+        let samples = (0..).zip(&plan.samples).map(|(at, sample)| {
             let slot = self.slot(sample.slot);
             if mode == Mode::Count && slot.tokens.last() == Some(&POISON) {
                 // Its next row may be planned already; keep the positions right.
@@ -209,7 +223,7 @@ impl ModelRunner for FakeRunner {
                     error: Some("the logits are not finite".to_string()),
                 };
             }
-            let token = next_token(mode, slot);
+            let token = next_token(mode, slot, masks.get(&at).copied());
             slot.computed = slot.tokens.len();
             slot.tokens.push(token);
             let wanted = slot.params.sampling.logprobs.is_some();

@@ -250,8 +250,23 @@ impl CudaSampler {
         positions: &Tensor,
         host_slots: &[u32],
     ) -> Result<Sampling, Error> {
+        self.sample_masked(logits, None, slots, positions, host_slots)
+    }
+
+    /// As [`CudaSampler::sample`], where tokens are drawn from `masked`, if there is such a copy of
+    /// `logits` ([`masked_logits`](crate::torch::masked_logits)). Log-probabilities are those of
+    /// `logits` all the same.
+    pub fn sample_masked(
+        &mut self,
+        logits: &Tensor,
+        masked: Option<&Tensor>,
+        slots: &Tensor,
+        positions: &Tensor,
+        host_slots: &[u32],
+    ) -> Result<Sampling, Error> {
         let needs = self.prepare(host_slots)?;
-        let tokens = self.launch(logits, slots, positions, needs.mode)?;
+        let drawn_from = masked.unwrap_or(logits);
+        let tokens = self.launch(drawn_from, slots, positions, needs.mode)?;
         let logprobs = self.logprobs(logits, slots, positions, &tokens, needs)?;
         self.finish(tokens, logprobs, host_slots)
     }

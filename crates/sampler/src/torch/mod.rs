@@ -8,6 +8,7 @@
 mod draw;
 mod edits;
 mod logprobs;
+mod masks;
 mod noise;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use self::draw::draw;
 use self::edits::{Edits, upload};
 use self::logprobs::DeviceLogprobs;
+pub use self::masks::masked_logits;
 use crate::batch::{SampleResult, distinct_prefix};
 use crate::error::{AdmitError, SampleError};
 use crate::params::SamplingParams;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use batch_scheduler::{AdmittedSeq, Row, SampleRow, SlotId, StepPlan};
+use batch_scheduler::{AdmittedSeq, Row, SampleMask, SampleRow, SlotId, StepPlan};
 use paged_kv::{BlockCopy, BlockId, TokenId};
 use sampler::SamplingParams;
 
@@ -48,6 +48,11 @@ impl StepMessage {
         });
         words.list(&plan.samples, |w, sample| {
             w.all([sample.slot.0, sample.row])
+        });
+        let masks = if sampled { &plan.masks[..] } else { &[] };
+        words.list(masks, |w, mask| {
+            w.put(mask.sample);
+            w.list(&mask.allowed, |w, word| w.put(*word));
         });
         words.0
     }
@@ -159,6 +164,12 @@ impl Reader<'_> {
                     row,
                 })
             })?,
+            masks: self.list(|w| {
+                Some(SampleMask {
+                    sample: w.get()?,
+                    allowed: w.list(Self::get)?,
+                })
+            })?,
         };
         Some(StepMessage {
             sampled,
@@ -228,6 +239,7 @@ mod tests {
                 drafts: list(rng),
                 rows: rows.collect(),
                 samples: Vec::new(),
+                masks: Vec::new(),
             },
         }
     }
@@ -252,6 +264,13 @@ mod tests {
                 })
                 .collect();
             let sampled = rng.random();
+            // Masks travel only to a rank that samples.
+            message.plan.masks = (0..if sampled { count } else { 0 })
+                .map(|sample| SampleMask {
+                    sample,
+                    allowed: (0..sample).map(|_| rng.random()).collect(),
+                })
+                .collect();
             let bytes = message.encode(sampled);
             let read = StepMessage::decode(&bytes).unwrap();
             assert_eq!(format!("{read:?}"), format!("{message:?}"));

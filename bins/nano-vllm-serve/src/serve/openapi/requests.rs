@@ -55,7 +55,7 @@ pub fn schemas(about: &About<'_>) -> Value {
                 "type": {"const": "function"},
                 "function": {
                     "type": "object", "required": ["name"],
-                    "properties": {"name": {"type": "string"}},
+                    "properties": {"name": {"type": "string"}, "parameters": json_schema()},
                 },
             },
         },
@@ -144,9 +144,19 @@ fn sampling(about: &About<'_>) -> Map<String, Value> {
         "use_beam_search": only(&[json!(false)]),
         "length_penalty": only(&[json!(1)]),
         "best_of": only(&[json!(1)]),
-        "response_format": only(&[json!({"type": "text"})]),
         "spaces_between_special_tokens": only(&[json!(true)]),
     });
+    fields["response_format"] = response_format();
+    fields["structured_outputs"] = structured_outputs();
+    for (name, kind) in crate::openai::GUIDED {
+        let kinds = kinds_of_constraints();
+        fields[name] = json!({
+            "anyOf": [kinds[kind], {"type": "null"}],
+            "description": format!("The older name of structured_outputs.{kind}"),
+            "deprecated": true,
+        });
+    }
+    fields["guided_whitespace_pattern"] = only(&[json!(" ?")]);
     fields["priority"] = match limits.priorities {
         true => integer(i64::from(i32::MIN), i32::MAX as u64),
         false => only(&[json!(0)]),
@@ -158,6 +168,76 @@ fn sampling(about: &About<'_>) -> Map<String, Value> {
         Value::Object(map) => map,
         _ => unreachable!("an object was written"),
     }
+}
+
+/// A schema that an answer is to match. The real ones are JSON Schema's: what of it is understood is
+/// too much to be written down here.
+fn json_schema() -> Value {
+    let kinds = [
+        "object", "array", "string", "integer", "number", "boolean", "null",
+    ];
+    json!({
+        "type": "object",
+        "description": "A JSON schema of at most 64 levels and 256 KiB; references stay inside of it",
+        "properties": {"type": {"enum": kinds}},
+        "additionalProperties": false,
+    })
+}
+
+/// What a text may have to look like, by the name in `structured_outputs`.
+fn kinds_of_constraints() -> Value {
+    json!({
+        "json": json_schema(),
+        "regex": {
+            "type": "string", "pattern": "^[a-z0-9 ]{0,20}$",
+            "description": "A regular expression for the text as a whole",
+        },
+        "choice": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "grammar": {
+            "enum": ["start: \"yes\" | \"no\""],
+            "description": "A context-free grammar in Lark's notation",
+        },
+        "json_object": {"const": true},
+    })
+}
+
+fn response_format() -> Value {
+    json!({"anyOf": [
+        {"enum": [{"type": "text"}, {"type": "json_object"}, null]},
+        {
+            "type": "object", "required": ["type", "json_schema"],
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object", "required": ["schema"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "strict": flag(),
+                        "schema": json_schema(),
+                    },
+                },
+            },
+        },
+    ]})
+}
+
+fn structured_outputs() -> Value {
+    let kinds = kinds_of_constraints();
+    let kinds = kinds.as_object().expect("an object was written");
+    let one_of_them = kinds.iter().map(|(name, schema)| {
+        json!({
+            "type": "object", "required": [name],
+            "properties": {
+                name: schema,
+                "disable_any_whitespace": flag(),
+                "disable_additional_properties": flag(),
+                "whitespace_pattern": only(&[json!(" ?")]),
+            },
+            "additionalProperties": false,
+        })
+    });
+    let any: Vec<Value> = one_of_them.chain([json!({"type": "null"})]).collect();
+    json!({"anyOf": any, "description": "Excludes response_format and a forced tool call"})
 }
 
 fn completion(about: &About<'_>) -> Value {
@@ -196,11 +276,25 @@ fn chat(about: &About<'_>) -> Value {
     );
     add("echo", only(&[json!(false)]));
     add("include_reasoning", only(&[json!(true)]));
-    let choices: &[Value] = match about.tools {
-        true => &[json!("none"), json!("auto")],
-        false => &[json!("none")],
-    };
-    add("tool_choice", only(choices));
+    let mut choices = vec![json!("none"), json!("required"), Value::Null];
+    if about.tools {
+        choices.push(json!("auto"));
+    }
+    let named = json!({
+        "type": "object", "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object", "required": ["name"],
+                "properties": {"name": {"type": "string"}},
+            },
+        },
+    });
+    let choice = json!({
+        "anyOf": [{"enum": choices}, named],
+        "description": "A call can be forced where there are tools, of one of them",
+    });
+    add("tool_choice", choice);
     add("parallel_tool_calls", flag());
     add(
         "tools",

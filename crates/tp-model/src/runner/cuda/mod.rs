@@ -7,6 +7,7 @@
 mod apply;
 mod graphs;
 mod inputs;
+mod masks;
 mod measure;
 mod ranks;
 mod sampling;
@@ -14,7 +15,7 @@ mod sampling;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use batch_scheduler::{ModelRunner, SampleRow, SlotId, StepOutput, StepPlan};
+use batch_scheduler::{ModelRunner, SampleMask, SampleRow, SlotId, StepOutput, StepPlan};
 use paged_kv::TokenId;
 use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
@@ -25,6 +26,7 @@ use torch_ext::cuda::{
 
 use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
+use self::masks::Masks;
 use super::prompt_logprobs::{PromptRows, prompt_rows};
 use super::tell::tell;
 use super::{RunnerConfig, SeqParams, guarded, guarded_rows};
@@ -77,6 +79,7 @@ pub(crate) struct CudaRunner {
     owed: VecDeque<CudaTicket>,
     /// Free places for sampled tokens on the host.
     readbacks: Vec<Readback>,
+    masks: Option<Masks>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub(crate) struct CudaTicket {
     samples: Vec<SampleRow>,
     /// Whether another rank samples it.
     elsewhere: bool,
+    /// What some of them may be.
+    masks: Vec<SampleMask>,
     /// Where the tokens will be; `None` if nothing is sampled.
     tokens: Option<Readback>,
     sampling: Option<Sampling>,
@@ -207,6 +212,7 @@ impl CudaRunner {
                 graphs: Vec::new(),
             },
             readbacks: Vec::new(),
+            masks: None,
             config: *config,
             stream,
             kernels,
@@ -347,6 +353,7 @@ impl CudaRunner {
             refused: Vec::with_capacity(plan.samples.len()),
             samples: std::mem::take(&mut plan.samples),
             elsewhere: false,
+            masks: std::mem::take(&mut plan.masks),
             tokens: None,
             sampling: None,
             prompt_extras: Vec::new(),

@@ -19,12 +19,16 @@ impl CudaRunner {
         count: usize,
         ticket: &mut CudaTicket,
     ) -> Result<(), String> {
-        let (Some(logits), Some(sampler)) = (logits, &mut self.sampler) else {
+        let Some(logits) = logits else {
+            return self.learn_tokens(slots);
+        };
+        let masked = self.masked(logits, &ticket.masks)?;
+        let Some(sampler) = &mut self.sampler else {
             return self.learn_tokens(slots);
         };
         let host_slots: Vec<u32> = ticket.samples.iter().map(|sample| sample.slot.0).collect();
         let sampling = sampler
-            .sample(logits, slots, positions, &host_slots)
+            .sample_masked(logits, masked.as_ref(), slots, positions, &host_slots)
             .map_err(|e| e.to_string())?;
         self.share_tokens(sampling.tokens())?;
         self.kernels

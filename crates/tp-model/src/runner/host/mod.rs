@@ -6,7 +6,7 @@ mod rows;
 
 use std::sync::Arc;
 
-use batch_scheduler::{AdmittedSeq, ModelRunner, SampleRow, Sampled, SlotId, StepOutput, StepPlan};
+use batch_scheduler::{AdmittedSeq, ModelRunner, Sampled, SlotId, StepOutput, StepPlan};
 use paged_kv::TokenId;
 use sampler::{BatchSampler, TokenLogprobs, sequence_seed};
 use tch::Tensor;
@@ -282,7 +282,7 @@ impl HostRunner {
         if !plan.samples.is_empty()
             && let Some(logits) = self.model.logits(&hidden.narrow(0, 0, first))?
         {
-            output.samples = self.sample(&plan.samples, &run.sampled, logits);
+            output.samples = self.sample(plan, &run.sampled, logits);
         }
         for want in &run.wanted {
             let logprobs = want.logprobs(&self.model, hidden, first, &mut self.logits);
@@ -294,7 +294,7 @@ impl HostRunner {
 
     fn sample(
         &mut self,
-        samples: &[SampleRow],
+        plan: &StepPlan<Arc<SeqParams>>,
         sampled: &SampledRows,
         logits: Tensor,
     ) -> Vec<Sampled<TokenLogprobs>> {
@@ -307,9 +307,13 @@ impl HostRunner {
             false => logits,
         };
         to_host(&logits, &mut self.logits);
-        let slots: Vec<u32> = samples.iter().map(|sample| sample.slot.0).collect();
-        let results = self.sampler.sample(&self.logits, &slots);
-        let outcomes = samples.iter().zip(results);
+        let slots: Vec<u32> = plan.samples.iter().map(|sample| sample.slot.0).collect();
+        let masks = plan.masks.iter();
+        let masks: Vec<(usize, &[u32])> = masks
+            .map(|mask| (mask.sample as usize, mask.allowed.as_slice()))
+            .collect();
+        let results = self.sampler.sample_masked(&self.logits, &slots, &masks);
+        let outcomes = plan.samples.iter().zip(results);
         let outcomes = outcomes.map(|(sample, result)| match self.batch.get(sample.slot) {
             Ok(slot) => outcome(result, slot.refused.as_deref()),
             Err(what) => failed(what),

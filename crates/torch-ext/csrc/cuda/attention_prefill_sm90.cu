@@ -385,16 +385,16 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 float base = most == -INFINITY_F ? 0.f : __fmul_rn(most, by);
                 fade[h] = exp2_fast(__fmul_rn(m[h], by) - base);
                 m[h] = most;
-                float sum = 0.f;
+                float sum[4] = {}; // short chains
 #pragma unroll
                 for (int j = 0; j < KEYS / 8; ++j)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         float &x = s[4 * j + 2 * h + e];
                         x = exp2_fast(x * by - base);
-                        sum += x;
+                        sum[j % 2 * 2 + e] += x;
                     }
-                l[h] = l[h] * fade[h] + sum;
+                l[h] = l[h] * fade[h] + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
             }
         };
         auto pack = [&]() {
@@ -431,7 +431,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             wgmma_wait<1>();
             keys_done(step);
             softmax(step);
-            wgmma_wait<0>();
+            wgmma_wait<0>(); // which the assembler puts before the softmax; forced to stay here, it is no faster
             values_done();
 #pragma unroll
             for (int j = 0; j < HEAD_DIM / 2; ++j) o[j] *= fade[j / 2 % 2];

@@ -222,7 +222,8 @@ impl Kernels {
         const OP: &str = "attention_decode_fused";
         let write = fresh.check(OP, self.device())?;
         let (tokens, heads) = (write.tokens as i64, write.heads as i64);
-        if (fresh.k_cache.data_ptr(), fresh.v_cache.data_ptr()) != (kv.k.data_ptr(), kv.v.data_ptr())
+        if (fresh.k_cache.data_ptr(), fresh.v_cache.data_ptr())
+            != (kv.k.data_ptr(), kv.v.data_ptr())
         {
             return Err(Error::Argument {
                 op: OP,
@@ -394,12 +395,7 @@ struct DecodePlan {
 }
 
 impl DecodePlan {
-    fn new(
-        heads: &Heads,
-        n: usize,
-        fused: bool,
-        capability: (i32, i32),
-    ) -> Result<Self, Error> {
+    fn new(heads: &Heads, n: usize, fused: bool, capability: (i32, i32)) -> Result<Self, Error> {
         let dim = heads.head_dim;
         let merge = WARPS * heads.rows().rows * (dim + 8) * 4;
         let turned = match fused {

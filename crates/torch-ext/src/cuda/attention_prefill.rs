@@ -166,7 +166,10 @@ impl Kernels {
         grid = count;
         if let Some(rows) = kernel.box_rows {
             defines.push(("BOX", rows as i64));
-            let (all, dim) = (shape.blocks * heads.kv_heads * shape.block_size, heads.head_dim);
+            let (all, dim) = (
+                shape.blocks * heads.kv_heads * shape.block_size,
+                heads.head_dim,
+            );
             let cache = |cache| TensorMap::new(cache, [dim, all], &[dim], [64, rows]);
             let q = TensorMap::new(
                 q,
@@ -175,13 +178,16 @@ impl Kernels {
                 [64, ratio, kernel.rows / ratio],
             )?;
             maps = [q, cache(kv.k)?, cache(kv.v)?];
-            taken = Tensor::f_zeros([1], (Kind::Int, self.device())).map_err(super::sample::torch)?;
+            taken =
+                Tensor::f_zeros([1], (Kind::Int, self.device())).map_err(super::sample::torch)?;
             args.extend([Arg::from(count as i32), Arg::from(&taken)]);
             args.extend(maps.iter().map(Arg::from));
             grid = count.min(self.num_sms());
         }
         let function = self.function(kernel.source, kernel.source.name, &defines)?;
-        let launch = Launch::new([grid as u32, 1, 1], kernel.block).shared(kernel.shared).pdl();
+        let launch = Launch::new([grid as u32, 1, 1], kernel.block)
+            .shared(kernel.shared)
+            .pdl();
         // SAFETY: the shapes were checked, and the maps are of the tensors; what the device holds is
         // checked in the kernel.
         unsafe { self.launch(function, &launch, &args)? };

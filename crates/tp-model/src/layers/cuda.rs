@@ -38,10 +38,7 @@ impl CudaLinear {
     /// Whether the kernel for some rows, more than few, is the one to take.
     fn takes_some(&self, rows: usize) -> bool {
         let (out_features, in_features) = self.shape();
-        !self.deterministic
-            && self
-                .kernels
-                .prefers_wgmma(rows, out_features, in_features)
+        !self.deterministic && self.kernels.prefers_wgmma(rows, out_features, in_features)
     }
 
     /// The product by one kernel whose sums do not depend on the number of rows, however many they

@@ -290,7 +290,8 @@ impl CudaRunner {
                 _ => chunks.push((row, len, context)),
             }
         }
-        let tiles = self.kernels
+        let tiles = self
+            .kernels
             .prefill_tiles(self.heads, self.config.block_size, &chunks);
         let send = |upload: &mut Upload, values: &[i32]| {
             upload.send(values).map_err(|e| e.to_string())?;

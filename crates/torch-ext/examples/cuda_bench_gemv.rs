@@ -7,10 +7,14 @@
 //! and activations between them as well. `ours` takes cuBLAS where `linear_small_rows` says so.
 //! GB/s counts the weights.
 
+mod timing;
+
 use std::error::Error;
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::{Event, Graph, GraphPool, Kernels, Stream, synchronize};
+use torch_ext::cuda::{Kernels, Stream};
+
+use timing::time;
 
 const EPS: f64 = 1e-6;
 const ROUNDS: usize = 11;
@@ -199,25 +203,6 @@ fn linear(kernels: &Kernels, x: &Tensor, w: &Tensor) -> Tensor {
     }
 }
 
-/// Median microseconds of a graph of what `record` does.
-fn time<T>(record: impl Fn() -> T) -> Result<f64, Box<dyn Error>> {
-    drop(record()); // compiles, allocates
-    synchronize(0)?;
-    let (mut graph, _keep) = Graph::capture(GraphPool::new()?, record)?;
-    let (start, end) = (Event::new(0, true)?, Event::new(0, true)?);
-    let mut times = Vec::new();
-    for _ in 0..ROUNDS + 2 {
-        start.record()?;
-        graph.replay()?;
-        end.record()?;
-        end.synchronize()?;
-        times.push(f64::from(end.since(&start)?) * 1e3);
-    }
-    times.drain(..2);
-    times.sort_by(f64::total_cmp);
-    Ok(times[ROUNDS / 2])
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<i64> = std::env::args()
         .skip(1)
@@ -233,7 +218,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Tensor::zeros([1 << 30], (Kind::Uint8, device)),
         Tensor::zeros([1 << 30], (Kind::Uint8, device)),
     );
-    let copy = time(|| to.shallow_clone().copy_(&from))?;
+    let copy = time(ROUNDS, || to.shallow_clone().copy_(&from))?;
     let _ = to.zero_();
     println!(
         "copy: {:.0} GB/s, read and written\n",
@@ -248,11 +233,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             let d = &model.dims;
             let inputs = [d.hidden, d.heads, d.intermediate]
                 .map(|k| Tensor::randn([*m, k], (Kind::BFloat16, device)));
-            let cublas = time(|| model.products(&inputs, |x, w| x.linear::<&Tensor>(w, None)))?;
-            let step = time(|| model.step(&kernels, &inputs[0], false))?;
+            let cublas = time(ROUNDS, || {
+                model.products(&inputs, |x, w| x.linear::<&Tensor>(w, None))
+            })?;
+            let step = time(ROUNDS, || model.step(&kernels, &inputs[0], false))?;
             print!("{:5} {m:5} | {}", d.name, gb(cublas));
-            let ours = time(|| model.products(&inputs, |x, w| linear(&kernels, x, w)))?;
-            let fused = time(|| model.step(&kernels, &inputs[0], true))?;
+            let ours = time(ROUNDS, || {
+                model.products(&inputs, |x, w| linear(&kernels, x, w))
+            })?;
+            let fused = time(ROUNDS, || model.step(&kernels, &inputs[0], true))?;
             println!(" {} | {} {}", gb(ours), gb(step), gb(fused));
         }
     }

@@ -6,10 +6,14 @@
 //! rows. For a gate and up, cuBLAS and `small` are followed by `silu_mul`; `wgmma` has it inside. With
 //! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed.
 
+mod timing;
+
 use std::error::Error;
 
 use tch::{Kind, Tensor};
-use torch_ext::cuda::{Event, Graph, GraphPool, Kernels, Stream, synchronize};
+use torch_ext::cuda::{Kernels, Stream};
+
+use timing::time;
 
 const ROUNDS: usize = 9;
 /// Bytes of weights that one graph reads at least.
@@ -27,25 +31,6 @@ const SHAPES: [(&str, usize, usize, bool); 10] = [
     ("0.6B down", 1024, 3072, false),
     ("0.6B head", 151_936, 1024, false),
 ];
-
-/// Median microseconds of a graph of what `record` does.
-fn time<T>(record: impl Fn() -> T) -> Result<f64, Box<dyn Error>> {
-    drop(record()); // compiles, allocates
-    synchronize(0)?;
-    let (mut graph, _keep) = Graph::capture(GraphPool::new()?, record)?;
-    let (start, end) = (Event::new(0, true)?, Event::new(0, true)?);
-    let mut times = Vec::new();
-    for _ in 0..ROUNDS + 2 {
-        start.record()?;
-        graph.replay()?;
-        end.record()?;
-        end.synchronize()?;
-        times.push(f64::from(end.since(&start)?) * 1e3);
-    }
-    times.drain(..2);
-    times.sort_by(f64::total_cmp);
-    Ok(times[ROUNDS / 2])
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<usize> = Vec::new();
@@ -74,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for &m in &rows {
             let x = Tensor::randn([m as i64, k as i64], (Kind::BFloat16, device));
             let each = |product: &dyn Fn(&Tensor) -> Tensor| -> Result<f64, Box<dyn Error>> {
-                let total = time(|| {
+                let total = time(ROUNDS, || {
                     for w in &weights {
                         drop(product(w));
                     }

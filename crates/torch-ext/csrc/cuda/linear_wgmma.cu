@@ -14,7 +14,7 @@
 //
 // Weights depend on no earlier kernel, so the ring is filled with them before `pdl_wait()`; x follows.
 //
-//   -DNT=4, 8, 12 or 16: groups of eight tokens; -DWGS -DSPLIT -DSHARE -DSTAGES; and -DSILU=1 as in
+//   -DNT=4, 8 or 16: groups of eight tokens; -DWGS -DSPLIT -DSHARE -DSTAGES; and -DSILU=1 as in
 //   gemv.cu: the rows of a tile are then eight of the gate, the eight of up that belong to them, the
 //   next eight of the gate... which TMA puts in this order.
 //
@@ -64,8 +64,6 @@ static_assert(PAIRS % SPLIT == 0 && (SPLIT == 1 || PAIRS * 512 <= STAGES * STAGE
 MULTIPLY("n32", R16, "%16", "%17", OUT16(0))
 #elif NT == 8
 MULTIPLY("n64", R32, "%32", "%33", OUT16(0), OUT16(16))
-#elif NT == 12
-MULTIPLY("n96", R48, "%48", "%49", OUT16(0), OUT16(16), OUT16(32))
 #elif NT == 16
 MULTIPLY("n128", R64, "%64", "%65", OUT16(0), OUT16(16), OUT16(32), OUT16(48))
 #endif

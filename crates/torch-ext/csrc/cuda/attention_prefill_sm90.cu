@@ -8,7 +8,8 @@
 // one's softmax runs while the other's products do.
 //
 // Shared memory is in panels of 64 dimensions: rows of 128 bytes, whose 16-byte chunks are permuted by the row (the
-// 128-byte swizzle of the product's descriptors).
+// 128-byte swizzle of the product's descriptors). Of Q a panel has all rows. Of keys and values it has eight, and the panels
+// of eight tokens follow one another, so that all dimensions of a block's tokens are one copy: many small ones are slower.
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM (64, 128 or 256), SOFT_CAP (0 or 1), BOX: how many consecutive rows of the cache one
 // TMA copy takes, 8 to KEYS, a divisor of KEYS and of the block size.
@@ -32,6 +33,7 @@ static const int STAGES = 2;
 static const int CHUNKS = HEAD_DIM / 8;
 static const int Q_BYTES = ROWS * HEAD_DIM * 2;
 static const int KEY_BYTES = KEYS * HEAD_DIM * 2;
+static const int GROUP_BYTES = 8 * HEAD_DIM * 2; // of eight tokens
 static const float LOG2E = 1.4426950408889634f;
 
 #if HOPPER
@@ -177,7 +179,7 @@ struct Tile {
 };
 
 /// The arguments of attention_prefill; how many tiles there are, and a zero that counts those taken; for TMA, the cache as
-/// rows of HEAD_DIM in boxes of 64 x BOX, and q as [HEAD_DIM, heads, tokens] in boxes of 64 x ratio x (ROWS / ratio). Grid:
+/// [64, 8, HEAD_DIM / 64, groups of eight rows] in boxes of BOX rows, and q as [HEAD_DIM, heads, tokens] in boxes of 64 x ratio x (ROWS / ratio). Grid:
 /// as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
@@ -194,7 +196,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     u32 q_full = shared_address(barriers), q_empty = q_full + 8;
     u32 k_full = q_full + 16, k_empty = k_full + 8 * STAGES, v_full = k_empty + 8 * STAGES, v_empty = v_full + 8 * STAGES;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    int group = threadIdx.x / 128; // 0 copies, 1 and 2 compute
+    // 0 copies, 1 and 2 compute. By a shuffle, so that it is known to be the same in a whole warp: what the products'
+    // descriptors are made of then stays in uniform registers.
+    int group = __shfl_sync(FULL_WARP, threadIdx.x / 128, 0);
     int ratio = heads / kv_heads;
     i64 room = (i64)width * block_size;
     Args a = {query_start, context_len, tiles, tokens, num_seqs, ratio, kv_heads, (int)min(room, (i64)0x7fffffff), window};
@@ -240,18 +244,14 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             u32 parts = __ballot_sync(FULL_WARP, some);
             if (lane == 0) barrier_arrive_expect(barrier, (boxes - __popc(parts)) * BOX * HEAD_DIM * 2);
             __syncwarp();
-            if (lane < boxes && !some) {
-#pragma unroll
-                for (int d = 0; d < HEAD_DIM / 64; ++d)
-                    copy_box(to + d * (KEYS * 128) + lane * BOX * 128, map, d * 64, rows.row, barrier, usual);
-            }
+            if (lane < boxes && !some) copy_box4(to + lane * (BOX / 8 * GROUP_BYTES), map, 0, rows.row / 8, barrier, usual);
             // What is in the cache behind a sequence's end may be anything, even NaN, which no weight of zero undoes.
             for (; parts; parts &= parts - 1) {
                 int box = __ffs(parts) - 1, row = __shfl_sync(FULL_WARP, rows.row, box);
                 int from = __shfl_sync(FULL_WARP, rows.from, box), end = __shfl_sync(FULL_WARP, rows.end, box);
                 for (int i = lane; i < BOX * CHUNKS; i += 32) {
                     int local = i / CHUNKS, c = i % CHUNKS, r = box * BOX + local;
-                    u32 at = to + c / 8 * (KEYS * 128) + r * 128 + (((c ^ r) & 7) << 4);
+                    u32 at = to + r / 8 * GROUP_BYTES + c / 8 * 1024 + r % 8 * 128 + (((c ^ r) & 7) << 4);
                     bool valid = local >= from && local < end;
                     cp_async16(at, cache + (i64)(row + (valid ? local : from)) * HEAD_DIM + c * 8, valid);
                 }
@@ -309,7 +309,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     u32 q_parity = 0;
     const int row0 = (group - 1) * 64 + warp * 16 + lane / 4, col0 = 2 * (lane % 4);
     const float factor = SOFT_CAP ? scale / soft_cap : scale * LOG2E;
-    const u32 q_mine = q_tile + (group - 1) * 64 * 128;
+    const u64 q_rows = descriptor(q_tile + (group - 1) * 64 * 128, 16);
+    const u64 keys = descriptor(k_ring, 16, GROUP_BYTES), values = descriptor(v_ring, 1024, GROUP_BYTES);
     auto release = [&](u32 barrier) {
         __syncwarp();
         if (lane == 0) barrier_arrive(barrier);
@@ -337,23 +338,23 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             if (step == t.steps - 1 || window > 0) proxy_fence();
         };
         auto start_keys = [&](int step) {
-            u32 keys = k_ring + kr.at * KEY_BYTES;
+            const u64 stage = descriptor_on(keys, kr.at * KEY_BYTES);
             barrier_wait(k_full + 8 * kr.at, kr.parity);
             fence_parts(step);
             wgmma_fence();
 #pragma unroll
             for (int d = 0; d < HEAD_DIM / 16; ++d)
-                multiply_keys(s, descriptor(q_mine + d / 4 * (ROWS * 128) + d % 4 * 32, 16),
-                              descriptor(keys + d / 4 * (KEYS * 128) + d % 4 * 32, 16), d > 0);
+                multiply_keys(s, descriptor_on(q_rows, d / 4 * (ROWS * 128) + d % 4 * 32),
+                              descriptor_on(stage, d / 4 * 1024 + d % 4 * 32), d > 0);
             wgmma_commit();
         };
         auto start_values = [&](int step) {
-            u32 values = v_ring + vr.at * KEY_BYTES;
+            const u64 stage = descriptor_on(values, vr.at * KEY_BYTES);
             barrier_wait(v_full + 8 * vr.at, vr.parity);
             fence_parts(step);
             wgmma_fence();
 #pragma unroll
-            for (int j = 0; j < KEYS / 16; ++j) multiply_values(o, p[j], descriptor(values + j * 16 * 128, KEYS * 128));
+            for (int j = 0; j < KEYS / 16; ++j) multiply_values(o, p[j], descriptor_on(stage, j * 2 * GROUP_BYTES));
             wgmma_commit();
         };
         // Scores to weights, in place; how much what was there before counts, to `fade`.

@@ -21,11 +21,14 @@ struct alignas(128) TensorMap {
 #if HOPPER
 // ---- warpgroup products ---------------------------------------------------------------------------------------------
 
-/// Of a matrix in shared memory: where it begins; bytes from one panel to the next (if its rows run along the panels);
-/// 1024 bytes from 8 rows to the next 8; the 128-byte swizzle.
-DEVICE u64 descriptor(u32 address, u32 panel_bytes) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(panel_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+/// Of a matrix in shared memory: where it begins; bytes from one panel to the next (if its rows run along the panels),
+/// and from 8 rows to the next 8; the 128-byte swizzle.
+DEVICE u64 descriptor(u32 address, u32 panel_bytes, u32 group_bytes = 1024) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)(panel_bytes >> 4) << 16 | (u64)(group_bytes >> 4) << 32 | (u64)1 << 62;
 }
+/// The same matrix `bytes` further on in shared memory (a multiple of 16): one addition, where a descriptor made anew takes
+/// a dozen instructions in front of each product.
+DEVICE u64 descriptor_on(u64 d, u32 bytes) { return d + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }

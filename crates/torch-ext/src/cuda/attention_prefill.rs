@@ -170,7 +170,15 @@ impl Kernels {
                 shape.blocks * heads.kv_heads * shape.block_size,
                 heads.head_dim,
             );
-            let cache = |cache| TensorMap::new(cache, [dim, all], &[dim], [64, rows]);
+            let panels = dim / 64;
+            let cache = |cache| {
+                TensorMap::new(
+                    cache,
+                    [64, 8, panels, all / 8],
+                    &[dim, 64, 8 * dim],
+                    [64, 8, panels, rows / 8],
+                )
+            };
             let q = TensorMap::new(
                 q,
                 [dim, heads.heads, shape.tokens],

@@ -12,7 +12,7 @@ mod timing;
 use std::error::Error;
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::{Kernels, Stream};
+use torch_ext::cuda::{DeferredNorm, Kernels, Stream};
 
 use timing::time;
 
@@ -132,46 +132,74 @@ impl Model {
                 && !wgmma(kernels, rows as usize, w)
                 && rows as usize <= kernels.fused_rows(w.size()[0] as usize, w.size()[1] as usize)
         };
+        let fuse = |x: Option<&Tensor>, residual: &mut Tensor, norm, w| {
+            let (y, sum) = kernels
+                .add_norm_linear(residual, x, norm, EPS, w, None)
+                .expect("fits");
+            *residual = sum;
+            y
+        };
+        let apart = |x: Option<&Tensor>, residual: &mut Tensor, norm: &Tensor| match x {
+            Some(x) => kernels.add_rms_norm(residual, x, norm, EPS).expect("fits"),
+            None => kernels.rms_norm(residual, norm, EPS).expect("fits"),
+        };
+        // The residual's addition in the product before, the norm in the one after.
+        let adding =
+            |x: &Tensor, w: &Tensor, residual: &mut Tensor, norm, next: Option<&Tensor>| {
+                let (n, k) = (w.size()[0] as usize, w.size()[1] as usize);
+                let defers = fused
+                    && next.is_some_and(|next| wgmma(kernels, rows as usize, next))
+                    && kernels.prefers_wgmma_add(rows as usize, n, k);
+                match defers {
+                    true => Pending::Deferred(
+                        kernels
+                            .linear_wgmma_add(x, w, None, residual, norm, EPS)
+                            .expect("fits"),
+                    ),
+                    false => Pending::Add(Some(small(x, w))),
+                }
+            };
         let mut residual = input.copy();
-        let mut x: Option<Tensor> = None;
-        for layer in &self.layers {
+        let mut x = Pending::Add(None);
+        for (i, layer) in self.layers.iter().enumerate() {
             let [norm1, norm2] = &layer.norms;
-            let fuse = |x: Option<&Tensor>, residual: &mut Tensor, norm, w| {
-                let (y, sum) = kernels
-                    .add_norm_linear(residual, x, norm, EPS, w, None)
-                    .expect("fits");
-                *residual = sum;
-                y
-            };
-            let apart = |x: Option<&Tensor>, residual: &mut Tensor, norm: &Tensor| match x {
-                Some(x) => kernels.add_rms_norm(residual, x, norm, EPS).expect("fits"),
-                None => kernels.rms_norm(residual, norm, EPS).expect("fits"),
-            };
-            let qkv = match fits(&layer.qkv) {
-                true => fuse(x.as_ref(), &mut residual, norm1, &layer.qkv),
-                false => small(&apart(x.as_ref(), &mut residual, norm1), &layer.qkv),
-            };
-            let o = small(&attention(&qkv, &heads), &layer.o);
-            let gated = match fits(&layer.gate_up) {
-                true => {
-                    let (y, sum) = kernels
-                        .add_norm_gated(&residual, Some(&o), norm2, EPS, &layer.gate_up)
-                        .expect("fits");
-                    residual = sum;
-                    y
+            let qkv = match &x {
+                Pending::Deferred(x) => {
+                    let y = kernels.linear_wgmma_deferred(x, &layer.qkv, None);
+                    y.expect("fits")
                 }
-                false => {
-                    let normed = apart(Some(&o), &mut residual, norm2);
-                    match fused && wgmma(kernels, rows as usize, &layer.gate_up) {
-                        true => kernels.linear_wgmma_gated(&normed, &layer.gate_up),
-                        false => kernels.silu_mul(&small(&normed, &layer.gate_up)),
+                Pending::Add(x) if fits(&layer.qkv) => {
+                    fuse(x.as_ref(), &mut residual, norm1, &layer.qkv)
+                }
+                Pending::Add(x) => small(&apart(x.as_ref(), &mut residual, norm1), &layer.qkv),
+            };
+            let attended = attention(&qkv, &heads);
+            let w = &layer.gate_up;
+            let gated = match adding(&attended, &layer.o, &mut residual, norm2, Some(w)) {
+                Pending::Deferred(o) => kernels.linear_wgmma_gated_deferred(&o, w),
+                Pending::Add(o) if fits(w) => kernels
+                    .add_norm_gated(&residual, o.as_ref(), norm2, EPS, w)
+                    .map(|(y, sum)| {
+                        residual = sum;
+                        y
+                    }),
+                Pending::Add(o) => {
+                    let normed = apart(o.as_ref(), &mut residual, norm2);
+                    match fused && wgmma(kernels, rows as usize, w) {
+                        true => kernels.linear_wgmma_gated(&normed, w),
+                        false => kernels.silu_mul(&small(&normed, w)),
                     }
-                    .expect("fits")
                 }
-            };
-            x = Some(small(&gated, &layer.down));
+            }
+            .expect("fits");
+            let next = self.layers.get(i + 1);
+            let norm = next.map_or(&self.norm, |next| &next.norms[0]);
+            let next = next.map(|next| &next.qkv);
+            x = adding(&gated, &layer.down, &mut residual, norm, next);
         }
-        let x = x.expect("at least one layer");
+        let Pending::Add(Some(x)) = x else {
+            unreachable!("nothing is behind the last layer");
+        };
         if fits(&self.head) {
             let (logits, _) = kernels
                 .add_norm_linear(&residual, Some(&x), &self.norm, EPS, &self.head, None)
@@ -183,6 +211,12 @@ impl Model {
             .expect("fits");
         small(&normed, &self.head)
     }
+}
+
+/// What a product gets that stands behind a norm.
+enum Pending {
+    Add(Option<Tensor>),
+    Deferred(DeferredNorm),
 }
 
 /// Whether the kernel for some rows is the one to take.

@@ -191,6 +191,83 @@ fn a_row_does_not_depend_on_the_others() {
     }
 }
 
+/// A residual addition and an RMS norm, half in the product before and half in the one after.
+#[test]
+fn a_norm_between_two_products() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = StdRng::seed_from_u64(11);
+    for (n, k, next) in [
+        (64, 72, 40),
+        (200, 328, 104),
+        (1024, 3072, 4096),
+        (1000, 2048, 320),
+        (4096, 4096, 6144),
+        (5120, 2560, 1000),
+        (8192, 1024, 512),
+    ] {
+        let kind = if n == 200 { Kind::Half } else { Kind::BFloat16 };
+        let w = random(&kernels, &[n, k], kind, (k as f64).powf(-0.5));
+        let after = random(&kernels, &[2 * next, n], kind, (n as f64).powf(-0.5));
+        let gain = random(&kernels, &[n], kind, 1.0);
+        for m in [
+            17,
+            32,
+            rng.random_range(33..64),
+            64,
+            rng.random_range(65..128),
+            MOST,
+        ] {
+            let what = format!("{m} x {k} x {n} x {next} {kind:?}");
+            let x = random(&kernels, &[m, k], kind, 1.0);
+            let bias = (m % 2 == 1).then(|| random(&kernels, &[n], kind, 1.0));
+            let bias = bias.as_ref();
+            let before = random(&kernels, &[m, n], kind, 3.0);
+            let run = || {
+                let mut residual = before.copy();
+                let norm = kernels
+                    .linear_wgmma_add(&x, &w, bias, &mut residual, &gain, EPS)
+                    .unwrap();
+                let plain = kernels.linear_wgmma_deferred(&norm, &after, None).unwrap();
+                let gated = kernels.linear_wgmma_gated_deferred(&norm, &after).unwrap();
+                (residual, norm.finish(), plain, gated)
+            };
+            let (residual, norm, plain, pair) = run();
+            // The sum is what the kernels apart make of it, to the bit.
+            let y = kernels.linear_wgmma(&x, &w, bias).unwrap();
+            let mut sum = before.copy();
+            let _ = kernels.add_rms_norm(&mut sum, &y, &gain, EPS).unwrap();
+            assert!(residual.equal(&sum), "{what}: residual");
+            let sum = wide(&sum);
+            let mean_square = sum.square().mean_dim(-1, true, Kind::Double);
+            let want = &sum * wide(&gain) / (mean_square + EPS).sqrt();
+            close(&norm, &want, kind, &format!("norm {what}"));
+            let products = product(&want, &after, None);
+            close(&plain, &products, kind, &format!("product {what}"));
+            let want = gated(&products, kind);
+            // Two more roundings than in a plain product.
+            close(&(&pair / 2), &(want / 2), kind, &format!("gated {what}"));
+            let again = run();
+            assert!(
+                plain.equal(&again.2) && pair.equal(&again.3),
+                "{what}: not the same twice"
+            );
+        }
+        // A row's result does not depend on the others, not even on NaN.
+        let x = random(&kernels, &[100, k], kind, 1.0);
+        let before = random(&kernels, &[100, n], kind, 3.0);
+        let run = |x: &Tensor| {
+            let norm = kernels
+                .linear_wgmma_add(x, &w, None, &mut before.copy(), &gain, EPS)
+                .unwrap();
+            kernels.linear_wgmma_deferred(&norm, &after, None).unwrap()
+        };
+        let mates = x.full_like(f64::NAN);
+        mates.narrow(0, 5, 3).copy_(&x.narrow(0, 5, 3));
+        let (all, some) = (run(&x).narrow(0, 5, 3), run(&mates).narrow(0, 5, 3));
+        assert!(all.equal(&some), "{k} x {n}");
+    }
+}
+
 /// Kernels of a chain start before the one before them has finished.
 #[test]
 fn a_chain_in_a_graph_keeps_its_order() {
@@ -228,14 +305,33 @@ fn a_chain_in_a_graph_keeps_its_order() {
             }
             x
         };
-        drop(fused()); // compiles
-        let (mut graph, out) = Graph::capture(GraphPool::new().unwrap(), fused).unwrap();
+        let deferred = || {
+            let mut residual = input.copy();
+            let x = kernels.rms_norm(&residual, &norm, EPS).unwrap();
+            let mut y = kernels.linear_wgmma_gated(&x, &up[0]).unwrap();
+            for (up, down) in up[1..].iter().zip(&down) {
+                let x = kernels
+                    .linear_wgmma_add(&y, down, None, &mut residual, &norm, EPS)
+                    .unwrap();
+                y = kernels.linear_wgmma_gated_deferred(&x, up).unwrap();
+            }
+            let y = kernels.linear_wgmma(&y, &down[LAYERS - 1], None).unwrap();
+            kernels.add_rms_norm(&mut residual, &y, &norm, EPS).unwrap()
+        };
+        drop((fused(), deferred())); // compiles
+        let pool = || GraphPool::new().unwrap();
+        let (mut graph, out) = Graph::capture(pool(), fused).unwrap();
+        let (mut deferred_graph, deferred_out) = Graph::capture(pool(), deferred).unwrap();
         for _ in 0..20 {
             input.copy_(&random(&kernels, &[m, k], kind, 1.0));
             graph.replay().unwrap();
+            deferred_graph.replay().unwrap();
             synchronize(0).unwrap();
-            let error = distance(&out, &plain(&input));
-            assert!(error < 0.03, "{m} rows: {error:.2e} away");
+            let want = plain(&input);
+            for (out, name) in [(&out, "norms apart"), (&deferred_out, "norms deferred")] {
+                let error = distance(out, &want);
+                assert!(error < 0.03, "{m} rows, {name}: {error:.2e} away");
+            }
         }
     }
 }

@@ -18,6 +18,12 @@
 //   gemv.cu: the rows of a tile are then eight of the gate, the eight of up that belong to them, the
 //   next eight of the gate... which TMA puts in this order.
 //
+// An RMS norm between two products costs a kernel that waits for all of the first and is waited for by all of the second.
+// Here both do their part of it, since a row's norm is one factor:
+//   -DADD=1: the product is added to `residual`, and what is written to y is the sum times `gain`, the norm's weight. Each
+//   tile writes the squares of its part of a row, added up.
+//   -DSCALED=1: x is such rows, and a row's results are multiplied by 1 / sqrt(mean square + eps) in the end.
+//
 // The sum for one output depends on K and SPLIT alone: not on timing, nor on the other tokens.
 //
 // hopper.cuh and linear.cuh stand before this file when it is compiled.
@@ -27,13 +33,14 @@
 #define CHUNK 64
 #define CLUSTER (SHARE * SPLIT)
 #define CONSUMERS (WGS * 128)
-#define THREADS (CONSUMERS + 32)
+#define THREADS (CONSUMERS + 32 + 32 * SCALED)
 #define W_BYTES (ROWS * CHUNK * 2)
 #define X_BYTES (TOKENS * CHUNK * 2)
 #define STAGE_BYTES (W_BYTES + X_BYTES)
 // Pairs (16 rows, group of tokens) of a tile; with SPLIT, pair i is finished by the block of range i % SPLIT.
 #define PAIRS (WGS * 4 * NT)
 static_assert(NT % SHARE == 0, "a part of x is whole groups of eight tokens");
+static_assert(!ADD || (!SILU && WGS == 1 && NT % SPLIT == 0), "a block of a split finishes whole columns of a tile");
 static_assert(PAIRS % SPLIT == 0 && (SPLIT == 1 || PAIRS * 512 <= STAGES * STAGE_BYTES), "sums fit into the ring");
 
 #if HOPPER
@@ -117,20 +124,69 @@ DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 
     }
     __syncwarp();
 }
+
+/// Where a lane's 16 bytes of what `finish_rows` (without SILU) or `finish_added` write begin: a token, and which row; -1
+/// if there are none.
+struct Place {
+    int token, row;
+    i64 at;
+    DEVICE Place(const Problem &p, int tile, int group, int lane) {
+        token = group * 8 + lane / 2, row = tile * 16 + lane % 2 * 8;
+        at = lane < 16 && token < p.tokens && row < p.outputs ? (i64)token * p.outputs + row : -1;
+    }
+};
+
+/// Adds results, rounded as if they were written, to the residual, of which `before` is this lane's part; writes the sum
+/// there and times `gain` to y. Returns the squares of the sums of a token's 16 rows, in lane 2 * token.
+DEVICE float finish_added(const Problem &p, elem *residual, const elem *gain, int tile, int group, int lane, float4 c,
+                          u32 scratch, Vec16 before) {
+    const Place place(p, tile, group, lane);
+    if (p.bias && tile * 16 < p.outputs) {
+        int row = tile * 16 + lane / 4;
+        float low = to_float(p.bias[row]), high = row + 8 < p.outputs ? to_float(p.bias[row + 8]) : 0.f;
+        c = add(c, make_float4(low, low, high, high));
+    }
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(scratch + (lane % 8 * 2 + lane / 8 % 2) * 16),
+                 "r"(pack2<elem>(c.x, c.y)), "r"(pack2<elem>(c.z, c.w))
+                 : "memory");
+    __syncwarp();
+    float squares = 0.f;
+    if (place.at >= 0) {
+        float sum[8], r[8], g[8];
+        Vec16 weight;
+        weight.raw = __ldg((const uint4 *)(gain + place.row));
+        unpack8<elem>(load_shared16(scratch + lane * 16), sum);
+        unpack8<elem>(before, r);
+        unpack8<elem>(weight, g);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[e] += r[e];
+        Vec16 rounded = pack8<elem>(sum);
+        store16(residual + place.at, rounded);
+        unpack8<elem>(rounded, sum);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) squares += sum[e] * sum[e], g[e] *= sum[e];
+        store16(p.y + place.at, pack8<elem>(g));
+    }
+    __syncwarp();
+    return squares + __shfl_xor_sync(FULL_WARP, squares, 1);
+}
 #endif
 
 /// Shared memory: STAGES * STAGE_BYTES and room to begin at a multiple of 1024. `w` has boxes of ROWS rows ([k, 8, 2,
 /// groups of 8] with SILU), `x` of TOKENS / SHARE, both of CHUNK columns with the 128-byte swizzle. `outputs`: columns
-/// of y; `tiles` of w. Grid: clusters, with SPLIT exactly one for SHARE tiles.
+/// of y; `tiles` of w. Grid: clusters, with SPLIT exactly one for SHARE tiles. With ADD or SCALED, `squares` is
+/// [parts, TOKENS], one part for each tile of the product that writes them; outputs % 8 == 0 with ADD.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_wgmma(elem *y, const elem *bias, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,
-                 int tokens, int outputs, int k, int tiles) {
+                 int tokens, int outputs, int k, int tiles, elem *residual, const elem *gain, float *squares, int parts,
+                 float eps) {
 #if HOPPER
     extern __shared__ __align__(1024) u8 shared[];
-    __shared__ __align__(8) u64 barriers[2 * STAGES + 1];
+    __shared__ __align__(8) u64 barriers[2 * STAGES + 2];
     const u32 ring = (shared_address(shared) + 1023) & ~1023u;
     const u32 full = shared_address(barriers), empty = full + 8 * STAGES, summed = empty + 8 * STAGES;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Uniform for the compiler too, and so is what is made of it.
+    const int warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const int rank = blockIdx.x % CLUSTER, share = rank % SHARE, split = rank / SHARE;
     const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
     const int groups = (tiles + SHARE - 1) / SHARE;
@@ -170,6 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(empty + 8 * s, SHARE * CONSUMERS / 32); // every warp that reads what this block sends
         }
         barrier_init(summed, 1);
+        barrier_init(summed + 8, 32); // the factors of SCALED
         barrier_init_done();
         barrier_arrive_expect(summed, PAIRS * 512);
         Cursor c = start;
@@ -207,6 +264,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         return;
     }
 
+#if SCALED
+    __shared__ float factors[TOKENS];
+    if (warp == CONSUMERS / 32 + 1) {
+        // While the products run, this warp adds up each row's squares, in the order of the parts.
+        const int each = TOKENS / 32;
+        float sum[each] = {};
+#pragma unroll 8
+        for (int part = 0; part < parts; ++part)
+#pragma unroll
+            for (int i = 0; i < each; ++i) sum[i] += squares[part * TOKENS + i * 32 + lane];
+#pragma unroll
+        for (int i = 0; i < each; ++i) factors[i * 32 + lane] = rsqrtf(sum[i] / (float)k + eps);
+        barrier_arrive(summed + 8);
+#if SPLIT > 1
+        __syncwarp();
+        cluster_sync();
+#endif
+        return;
+    }
+#endif
+
     // A stage that this warp has read may be filled anew, by each block that sends to it.
     auto release = [&](int stage) {
         __syncwarp();
@@ -220,11 +298,45 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __shared__ __align__(16) u8 scratch[CONSUMERS / 32 * 256];
     const bool whole = outputs % 8 == 0;
     auto put = [&](int tile, int group, float4 c) {
+#if SCALED
+        float2 factor = *(const float2 *)(factors + group * 8 + lane % 4 * 2);
+        c = make_float4(c.x * factor.x, c.y * factor.y, c.z * factor.x, c.w * factor.y);
+#endif
         if (whole)
             finish_rows(problem, tile, group, lane, c, shared_address(scratch + warp * 256));
         else
             finish(problem, tile, group, lane, c);
     };
+#if ADD
+    // Of the tile, for each 16 rows and each token.
+    __shared__ float part_squares[WGS * 4][TOKENS];
+    // Of this block's pairs, a warp finishes every (number of warps)-th; so many at a time, whose residuals it has fetched.
+    const int mine = NT / SPLIT, batch = mine < 8 ? mine : 8;
+    auto put_added = [&](int tile, int pair, float4 c, Vec16 before) {
+        int group = pair % NT, unit = pair / NT;
+        float sum = finish_added(problem, residual, gain, tile + unit, group, lane, c, shared_address(scratch + warp * 256),
+                                 before);
+        if (lane < 16 && lane % 2 == 0) part_squares[unit][group * 8 + lane / 2] = sum;
+    };
+    auto residual_of = [&](int tile, int pair) {
+        Place place(problem, tile + pair / NT, pair % NT, lane);
+        Vec16 v = {};
+        if (place.at >= 0) v = load16(residual + place.at);
+        return v;
+    };
+    // All of this block's pairs are finished when every warp is here.
+    auto put_squares = [&](int tile) {
+        asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+        for (int token = threadIdx.x; token < TOKENS; token += CONSUMERS) {
+            float sum = 0.f;
+#pragma unroll
+            for (int unit = 0; unit < WGS * 4; ++unit) sum += part_squares[unit][token];
+            if (token / 8 % SPLIT == split && tile < tiles) squares[tile * TOKENS + token] = sum;
+        }
+        asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+    };
+#endif
+    const u64 rows = descriptor(ring + warp / 4 * (64 * CHUNK * 2), 16), columns = descriptor(ring + W_BYTES, 16);
     int stage = 0;
     u32 parity = 0;
     for (int group = cluster; group < groups; group += clusters) {
@@ -235,11 +347,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int c = 0; c < chunks; ++c) {
             barrier_wait(full + 8 * stage, parity);
             wgmma_fence();
-            u32 rows = ring + stage * STAGE_BYTES + warp / 4 * (64 * CHUNK * 2);
-            u32 columns = ring + stage * STAGE_BYTES + W_BYTES;
 #pragma unroll
             for (int d = 0; d < CHUNK / 16; ++d)
-                multiply(acc, descriptor(rows + d * 32, 16), descriptor(columns + d * 32, 16));
+                multiply(acc, descriptor_on(rows, stage * STAGE_BYTES + d * 32),
+                         descriptor_on(columns, stage * STAGE_BYTES + d * 32));
             wgmma_commit();
             // The products of the chunk before this one are complete.
             wgmma_wait<1>();
@@ -253,6 +364,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
         // In units of 16 rows of w.
         const int tile = (group * SHARE + share) * (ROWS / 16);
+#if SCALED
+        barrier_wait(summed + 8, 0);
+#endif
 #if SPLIT > 1
         float4 *sums = (float4 *)(shared + (ring - shared_address(shared)));
         cluster_sync(); // no block needs its ring any more
@@ -263,15 +377,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             store_cluster(shared_address(place), summed, pair % SPLIT * SHARE + share,
                           make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
         }
-        barrier_wait(summed, 0);
-        for (int i = warp; i < PAIRS / SPLIT; i += CONSUMERS / 32) {
+        auto sum_of = [&](int i) {
             const float4 *part = sums + i * SPLIT * 32 + lane;
             float4 sum = part[0];
 #pragma unroll
             for (int s = 1; s < SPLIT; ++s) sum = add(sum, part[s * 32]);
-            int pair = i * SPLIT + split;
-            put(tile + pair / NT, pair % NT, sum);
+            return sum;
+        };
+#if ADD
+        Vec16 held[mine];
+#pragma unroll
+        for (int j = 0; j < mine; ++j) held[j] = residual_of(tile, (warp + j * (CONSUMERS / 32)) * SPLIT + split);
+        barrier_wait(summed, 0);
+#pragma unroll
+        for (int j = 0; j < mine; ++j) {
+            int i = warp + j * (CONSUMERS / 32);
+            put_added(tile, i * SPLIT + split, sum_of(i), held[j]);
         }
+        put_squares(group * SHARE + share);
+#else
+        barrier_wait(summed, 0);
+        for (int i = warp; i < PAIRS / SPLIT; i += CONSUMERS / 32) {
+            int pair = i * SPLIT + split;
+            put(tile + pair / NT, pair % NT, sum_of(i));
+        }
+#endif
+#elif ADD
+#pragma unroll
+        for (int n = 0; n < NT; n += batch) {
+            Vec16 held[batch];
+#pragma unroll
+            for (int j = 0; j < batch; ++j) held[j] = residual_of(tile, warp * NT + n + j);
+#pragma unroll
+            for (int j = 0; j < batch; ++j) {
+                const float *c = acc + 4 * (n + j);
+                put_added(tile, warp * NT + n + j, make_float4(c[0], c[1], c[2], c[3]), held[j]);
+            }
+        }
+        put_squares(group * SHARE + share);
 #else
 #pragma unroll
         for (int n = 0; n < NT; ++n)

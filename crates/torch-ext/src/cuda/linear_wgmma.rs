@@ -1,6 +1,6 @@
 //! Matrix products of up to 128 rows on Hopper's warpgroup instructions.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::check::{HALVES, Operand};
 use super::compile::Source;
@@ -19,19 +19,79 @@ pub(crate) static SOURCE: Source = Source {
     ),
     variants: &[
         &[
-            "T_BF16=1", "NT=4", "WGS=1", "SPLIT=8", "SHARE=1", "STAGES=8", "SILU=0",
+            "T_BF16=1", "NT=4", "WGS=1", "SPLIT=8", "SHARE=1", "STAGES=8", "SILU=0", "ADD=0",
+            "SCALED=0",
         ],
         &[
-            "T_HALF=1", "NT=8", "WGS=2", "SPLIT=2", "SHARE=2", "STAGES=8", "SILU=0",
+            "T_HALF=1", "NT=8", "WGS=2", "SPLIT=2", "SHARE=2", "STAGES=8", "SILU=0", "ADD=0",
+            "SCALED=1",
         ],
         &[
-            "T_BF16=1", "NT=16", "WGS=4", "SPLIT=1", "SHARE=2", "STAGES=4", "SILU=1",
+            "T_BF16=1", "NT=16", "WGS=4", "SPLIT=1", "SHARE=2", "STAGES=4", "SILU=1", "ADD=0",
+            "SCALED=1",
         ],
         &[
-            "T_HALF=1", "NT=16", "WGS=3", "SPLIT=1", "SHARE=1", "STAGES=5", "SILU=0",
+            "T_HALF=1", "NT=16", "WGS=3", "SPLIT=1", "SHARE=1", "STAGES=5", "SILU=0", "ADD=0",
+            "SCALED=0",
+        ],
+        &[
+            "T_BF16=1", "NT=16", "WGS=1", "SPLIT=2", "SHARE=1", "STAGES=9", "SILU=0", "ADD=1",
+            "SCALED=0",
         ],
     ],
 };
+
+/// The RMS norm of rows whose last step, one factor a row, is left to the product that takes them: what
+/// [`Kernels::linear_wgmma_add`] makes, and [`Kernels::linear_wgmma_deferred`] takes.
+#[derive(Debug)]
+pub struct DeferredNorm {
+    /// `[rows, width]`: the residual times the norm's weight.
+    rows: Tensor,
+    /// float32 `[parts, at least rows]`: squares of the residual. A column's sum is that of a row.
+    squares: Tensor,
+    eps: f64,
+}
+
+impl DeferredNorm {
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.rows.size()[0] as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The norm itself, `[rows, width]`, for products that cannot take it like this.
+    pub fn finish(&self) -> Tensor {
+        let (rows, width) = (self.rows.size()[0], self.rows.size()[1]);
+        let sums = self
+            .squares
+            .sum_dim_intlist(0i64, false, Kind::Float)
+            .narrow(0, 0, rows);
+        let factors = (sums / width as f64 + self.eps).rsqrt().unsqueeze(1);
+        (self.rows.to_kind(Kind::Float) * factors).to_kind(self.rows.kind())
+    }
+}
+
+/// What a launch does beside the product.
+#[derive(Default)]
+struct Extras<'a> {
+    /// `silu(gate) * up` of the product.
+    gated: bool,
+    /// The residual, to which the product is added, and the weight of the norm that follows.
+    add: Option<(&'a Tensor, &'a Tensor)>,
+    /// What x lacks.
+    deferred: Option<&'a DeferredNorm>,
+}
+
+/// What a launch writes.
+struct Written {
+    y: Tensor,
+    /// With [`Extras::add`].
+    squares: Option<Tensor>,
+}
 
 impl Kernels {
     /// Whether [`linear_wgmma`](Self::linear_wgmma) is the kernel of choice for so many rows of x and
@@ -58,14 +118,92 @@ impl Kernels {
         w: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
-        self.wgmma("linear_wgmma", None, x, w, bias, false)
+        let written = self.wgmma("linear_wgmma", None, x, w, bias, Extras::default())?;
+        Ok(written.y)
+    }
+
+    /// Whether [`linear_wgmma_add`](Self::linear_wgmma_add) exists for so many rows and a weight of
+    /// `[out_features, in_features]`, and is the kernel of choice.
+    pub fn prefers_wgmma_add(&self, rows: usize, out_features: usize, in_features: usize) -> bool {
+        let problem = Problem {
+            tokens: rows,
+            n: out_features,
+            k: in_features,
+            gated: false,
+        };
+        self.prefers_wgmma(rows, out_features, in_features)
+            && out_features.is_multiple_of(8)
+            && best(problem, self.num_sms()).is_some_and(|plan| plan.adds())
+    }
+
+    /// `residual += x w^T + bias` in place, the product rounded first, and the RMS norm of the sum with
+    /// the weight `gain` (`[n]`), less its last step. As [`linear_wgmma`](Self::linear_wgmma) otherwise; `n` a
+    /// multiple of 8, where [`prefers_wgmma_add`](Self::prefers_wgmma_add) says so.
+    ///
+    /// The residual times `gain` is rounded before the root mean square divides it, which
+    /// [`rms_norm`](Self::rms_norm) does the other way round.
+    pub fn linear_wgmma_add(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        residual: &mut Tensor,
+        gain: &Tensor,
+        eps: f64,
+    ) -> Result<DeferredNorm, Error> {
+        let extras = Extras {
+            add: Some((residual, gain)),
+            ..Extras::default()
+        };
+        let written = self.wgmma("linear_wgmma_add", None, x, w, bias, extras)?;
+        Ok(DeferredNorm {
+            rows: written.y,
+            squares: written.squares.unwrap_or_default(),
+            eps,
+        })
+    }
+
+    /// [`linear_wgmma`](Self::linear_wgmma) of a norm's rows.
+    pub fn linear_wgmma_deferred(
+        &self,
+        x: &DeferredNorm,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let extras = Extras {
+            deferred: Some(x),
+            ..Extras::default()
+        };
+        let op = "linear_wgmma_deferred";
+        Ok(self.wgmma(op, None, &x.rows, w, bias, extras)?.y)
+    }
+
+    /// [`linear_wgmma_gated`](Self::linear_wgmma_gated) of a norm's rows.
+    pub fn linear_wgmma_gated_deferred(
+        &self,
+        x: &DeferredNorm,
+        w: &Tensor,
+    ) -> Result<Tensor, Error> {
+        let extras = Extras {
+            gated: true,
+            deferred: Some(x),
+            ..Extras::default()
+        };
+        let op = "linear_wgmma_gated_deferred";
+        Ok(self.wgmma(op, None, &x.rows, w, None, extras)?.y)
     }
 
     /// `silu(gate) * up` (`[rows, n / 2]`) of `x w^T`, with `w` `[n, k]`, the gate's rows first, and
     /// `n` a multiple of 16: as [`linear_wgmma`](Self::linear_wgmma) and then
     /// [`silu_mul`](Self::silu_mul), rounded where they round.
     pub fn linear_wgmma_gated(&self, x: &Tensor, w: &Tensor) -> Result<Tensor, Error> {
-        self.wgmma("linear_wgmma_gated", None, x, w, None, true)
+        let extras = Extras {
+            gated: true,
+            ..Extras::default()
+        };
+        Ok(self
+            .wgmma("linear_wgmma_gated", None, x, w, None, extras)?
+            .y)
     }
 
     /// Every way to launch the kernel for a problem. For benchmarks.
@@ -100,7 +238,13 @@ impl Kernels {
         bias: Option<&Tensor>,
         gated: bool,
     ) -> Result<Tensor, Error> {
-        self.wgmma("linear_wgmma_by", Some(plan), x, w, bias, gated)
+        let extras = Extras {
+            gated,
+            ..Extras::default()
+        };
+        Ok(self
+            .wgmma("linear_wgmma_by", Some(plan), x, w, bias, extras)?
+            .y)
     }
 
     fn wgmma(
@@ -110,8 +254,9 @@ impl Kernels {
         x: &Tensor,
         w: &Tensor,
         bias: Option<&Tensor>,
-        gated: bool,
-    ) -> Result<Tensor, Error> {
+        extras: Extras<'_>,
+    ) -> Result<Written, Error> {
+        let gated = extras.gated;
         let operand = |name, tensor| Operand {
             op,
             name,
@@ -127,10 +272,14 @@ impl Kernels {
         if gated && n % 16 != 0 {
             return Err(operand("w", w).argument("a multiple of 16 rows (gate and up)", n));
         }
+        if let Some((residual, gain)) = extras.add {
+            operand("residual", residual).vectors(kind, [Some(tokens), Some(n)])?;
+            operand("gain", gain).vectors(kind, [Some(n)])?;
+        }
         let outputs = if gated { n / 2 } else { n };
         let y = self.empty(&[tokens, outputs], w.kind())?;
         if tokens == 0 || n == 0 {
-            return Ok(y);
+            return Ok(Written { y, squares: None });
         }
         let problem = Problem {
             tokens,
@@ -157,6 +306,24 @@ impl Kernels {
                 found: format!("{tokens}, {:?}", self.capability()),
             });
         };
+        // One column for each row that the kernel is built for, more than there are.
+        let columns = 8 * plan.nt;
+        let (squares, parts) = match (extras.add, extras.deferred) {
+            (Some(_), None) if plan.adds() => {
+                let squares = self.empty(&[plan.tiles, columns], Kind::Float)?;
+                (Some(squares), plan.tiles)
+            }
+            (None, Some(norm)) => {
+                let squares = operand("squares", &norm.squares);
+                let [parts, _] = squares.of(&[Kind::Float], [None, Some(columns)])?;
+                (Some(norm.squares.shallow_clone()), parts)
+            }
+            (None, None) => (None, 0),
+            _ => {
+                let expected = "a weight of whose plan every block has 64 rows";
+                return Err(operand("w", w).argument(expected, format!("{plan:?}")));
+            }
+        };
         let rows = 64 * plan.wgs;
         let w_map = match gated {
             false => TensorMap::new(w, [k, n], &[k], [64, rows])?,
@@ -179,6 +346,8 @@ impl Kernels {
                 ("SHARE", plan.share as i64),
                 ("STAGES", plan.stages as i64),
                 ("SILU", i64::from(gated)),
+                ("ADD", i64::from(extras.add.is_some())),
+                ("SCALED", i64::from(extras.deferred.is_some())),
             ]
         };
         let defines = defines_of(&plan);
@@ -188,6 +357,7 @@ impl Kernels {
             let others = GROUPS.into_iter().filter_map(|nt| {
                 let tokens = 8 * nt;
                 best(Problem { tokens, ..problem }, self.num_sms())
+                    .filter(|plan| extras.add.is_none() || plan.adds())
             });
             let lists: Vec<Defines> = std::iter::once(defines.clone())
                 .chain(
@@ -200,7 +370,9 @@ impl Kernels {
         }
         let function = self.function(&SOURCE, "linear_wgmma", &defines)?;
         let blocks = plan.clusters * plan.cluster();
-        let mut launch = Launch::new([blocks as u32, 1, 1], plan.threads() as u32)
+        // One more warp adds up the squares.
+        let threads = plan.threads() + 32 * usize::from(extras.deferred.is_some());
+        let mut launch = Launch::new([blocks as u32, 1, 1], threads as u32)
             .shared(plan.shared() as u32)
             .pdl();
         launch.cluster = plan.cluster() as u32;
@@ -213,10 +385,18 @@ impl Kernels {
             Arg::from(outputs as i32),
             Arg::from(k as i32),
             Arg::from(plan.tiles as i32),
+            extras.add.map(|(residual, _)| residual).into(),
+            extras.add.map(|(_, gain)| gain).into(),
+            squares.as_ref().into(),
+            Arg::from(parts as i32),
+            Arg::from(extras.deferred.map_or(0.0, |norm| norm.eps) as f32),
         ];
         // SAFETY: shapes, types and devices were checked; the plan is one for this problem, and gives
         // the shared memory that the kernel lays out and the boxes of the maps.
         unsafe { self.launch(function, &launch, &args)? };
-        Ok(y)
+        Ok(Written {
+            y,
+            squares: squares.filter(|_| extras.add.is_some()),
+        })
     }
 }

@@ -57,6 +57,12 @@ impl WgmmaPlan {
         128 * self.wgs + 32
     }
 
+    /// Whether results can be added to a residual: shared memory beside the ring is for 64 rows, and a
+    /// block must finish whole columns of them.
+    pub(super) fn adds(&self) -> bool {
+        self.wgs == 1 && self.nt.is_multiple_of(self.split)
+    }
+
     fn stage_bytes(&self) -> usize {
         (64 * self.wgs + 8 * self.nt) * CHUNK * 2
     }

@@ -73,6 +73,7 @@ pub use self::{
     copy::CacheSet,
     graph::{Graph, GraphPool},
     kernels::Kernels,
+    linear_wgmma::DeferredNorm,
     linear_wgmma_plan::WgmmaPlan,
     memory::{memory, release_memory},
     nccl::{Nccl, NcclAbort, NcclId},

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::Kernels;
 
-use super::RmsNorm;
 use super::linear::{DenseBuilder, Linear, LinearBuilder};
 use super::ops::computed;
+use super::{NormInput, RmsNorm};
 use crate::error::ModelError;
 use crate::weights::Matrix;
 
@@ -89,42 +89,80 @@ impl Linear for CudaLinear {
         x.linear(&self.weight, self.bias.as_ref())
     }
 
-    fn forward_normed(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        if self.fuses(Self::rows_of(residual)) {
-            let (y, sum) = computed(self.kernels.add_norm_linear(
-                residual,
-                x,
-                &norm.weight,
-                norm.eps,
-                &self.weight,
-                self.bias.as_ref(),
-            ));
-            *residual = sum;
-            return y;
+    fn forward_normed(&self, input: &NormInput, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        match input {
+            NormInput::Deferred(x) if self.takes_deferred(x.len()) => {
+                computed(self.kernels.linear_wgmma_deferred(x, weight, bias))
+            }
+            NormInput::Added(x) if self.fuses(Self::rows_of(residual)) => {
+                let (x, gain) = (x.as_ref(), &norm.weight);
+                let (y, sum) = computed(
+                    self.kernels
+                        .add_norm_linear(residual, x, gain, norm.eps, weight, bias),
+                );
+                *residual = sum;
+                y
+            }
+            _ => self.forward(&norm.finish(input, residual)),
         }
-        self.forward(&norm.maybe_add_forward(x, residual))
     }
 
-    fn forward_gated(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        if self.bias.is_none() && self.fuses(Self::rows_of(residual)) {
-            let (y, sum) = computed(self.kernels.add_norm_gated(
-                residual,
-                x,
-                &norm.weight,
-                norm.eps,
-                &self.weight,
-            ));
-            *residual = sum;
-            return y;
+    fn forward_gated(&self, input: &NormInput, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        let (kernels, weight) = (&self.kernels, &self.weight);
+        let rows = Self::rows_of(residual);
+        let by_wgmma = self.takes_some(rows) && self.shape().0.is_multiple_of(16);
+        match input {
+            _ if self.bias.is_some() => {}
+            NormInput::Deferred(x) if by_wgmma => {
+                return computed(kernels.linear_wgmma_gated_deferred(x, weight));
+            }
+            NormInput::Added(x) if self.fuses(rows) => {
+                let (x, gain) = (x.as_ref(), &norm.weight);
+                let (y, sum) =
+                    computed(kernels.add_norm_gated(residual, x, gain, norm.eps, weight));
+                *residual = sum;
+                return y;
+            }
+            _ if by_wgmma => {
+                let x = norm.finish(input, residual);
+                return computed(kernels.linear_wgmma_gated(&x, weight));
+            }
+            _ => {}
         }
-        if self.bias.is_none()
-            && self.takes_some(Self::rows_of(residual))
-            && self.shape().0.is_multiple_of(16)
-        {
-            let x = norm.maybe_add_forward(x, residual);
-            return computed(self.kernels.linear_wgmma_gated(&x, &self.weight));
+        norm.ops
+            .silu_mul(&self.forward_normed(input, residual, norm))
+    }
+
+    fn forward_adding(
+        &self,
+        x: &Tensor,
+        residual: &mut Tensor,
+        norm: &RmsNorm,
+        next: &dyn Linear,
+    ) -> NormInput {
+        let (rows, (out_features, in_features)) = (Self::rows_of(x), self.shape());
+        let both = !self.deterministic
+            && next.takes_deferred(rows)
+            && self
+                .kernels
+                .prefers_wgmma_add(rows, out_features, in_features);
+        if !both {
+            return NormInput::Added(Some(self.forward(x)));
         }
-        norm.ops.silu_mul(&self.forward_normed(x, residual, norm))
+        let (bias, gain) = (self.bias.as_ref(), &norm.weight);
+        NormInput::Deferred(computed(self.kernels.linear_wgmma_add(
+            x,
+            &self.weight,
+            bias,
+            residual,
+            gain,
+            norm.eps,
+        )))
+    }
+
+    fn takes_deferred(&self, rows: usize) -> bool {
+        self.takes_some(rows)
     }
 
     fn rows(&self, ids: &Tensor) -> Tensor {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::RmsNorm;
+use super::{NormInput, RmsNorm};
 use crate::error::ModelError;
 use crate::weights::Matrix;
 
@@ -14,16 +14,34 @@ pub trait Linear: Send + fmt::Debug {
     /// `x W^T + bias` for `x` of `[tokens, in_features]`.
     fn forward(&self, x: &Tensor) -> Tensor;
 
-    /// `residual += x` (if there is one), then this layer of the residual's norm. Kernels that do
-    /// all of it at once override this.
-    fn forward_normed(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        self.forward(&norm.maybe_add_forward(x, residual))
+    /// This layer of the residual's norm, `norm`, as far as `input` says that it is still to be taken.
+    /// Kernels that do all of it at once override this.
+    fn forward_normed(&self, input: &NormInput, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        self.forward(&norm.finish(input, residual))
     }
 
     /// As [`Linear::forward_normed`], for a weight of gates followed by as many others:
     /// `silu(gate) * up` of the result.
-    fn forward_gated(&self, x: Option<&Tensor>, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
-        norm.ops.silu_mul(&self.forward_normed(x, residual, norm))
+    fn forward_gated(&self, input: &NormInput, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
+        norm.ops
+            .silu_mul(&self.forward_normed(input, residual, norm))
+    }
+
+    /// [`Linear::forward`], to be added to `residual`, whose norm `next` then takes: what to give it, with as
+    /// much of that done as kernels of both can do better.
+    fn forward_adding(
+        &self,
+        x: &Tensor,
+        _residual: &mut Tensor,
+        _norm: &RmsNorm,
+        _next: &dyn Linear,
+    ) -> NormInput {
+        NormInput::Added(Some(self.forward(x)))
+    }
+
+    /// Whether [`NormInput::Deferred`] is no detour for so many rows.
+    fn takes_deferred(&self, _rows: usize) -> bool {
+        false
     }
 
     /// Rows of the weight, `[ids, in_features]`, in the dtype of activations: the embedding,

@@ -15,6 +15,28 @@ pub use packed::{PackedBuilder, PackedLinear};
 pub use rotary::{RopeRows, RopeSpan, Rotary};
 use tch::Tensor;
 
+/// What a product gets that stands behind a norm of the residual.
+#[derive(Debug)]
+pub enum NormInput {
+    /// To be added to the residual, if there is something; then the norm is to be taken.
+    Added(Option<Tensor>),
+    /// The norm itself; the addition is done.
+    Normed(Tensor),
+    /// The same, less a factor for each row.
+    #[cfg(feature = "cuda")]
+    Deferred(torch_ext::cuda::DeferredNorm),
+}
+
+impl NormInput {
+    /// What is yet to be added to the residual.
+    pub fn into_addend(self) -> Option<Tensor> {
+        match self {
+            NormInput::Added(x) => x,
+            _ => None,
+        }
+    }
+}
+
 /// Root-mean-square normalization over the last dimension, times a weight.
 #[derive(Debug)]
 pub struct RmsNorm {
@@ -35,6 +57,16 @@ impl RmsNorm {
     /// Adds `x` to `residual` in place, and returns the norm of the sum.
     pub fn add_forward(&self, x: &Tensor, residual: &mut Tensor) -> Tensor {
         self.ops.add_rms_norm(x, residual, &self.weight, self.eps)
+    }
+
+    /// What is still to be done.
+    pub fn finish(&self, input: &NormInput, residual: &mut Tensor) -> Tensor {
+        match input {
+            NormInput::Added(x) => self.maybe_add_forward(x.as_ref(), residual),
+            NormInput::Normed(x) => x.shallow_clone(),
+            #[cfg(feature = "cuda")]
+            NormInput::Deferred(x) => x.finish(),
+        }
     }
 
     /// [`RmsNorm::add_forward`], or [`RmsNorm::forward`] if there is nothing to add.

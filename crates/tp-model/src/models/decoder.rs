@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::layer::{DecoderLayer, StepContext, Summed};
+use super::layer::{DecoderLayer, StepContext};
 use crate::attention::{AttentionBackend, AttentionBatch};
 use crate::comm::{Collective, CommError};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::kv_cache::KvCache;
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::{Linear, NormInput, RmsNorm};
 use crate::parallel::Stage;
 use crate::weights::{LoadContext, Loader, Part, Split, in_parallel};
 
@@ -130,10 +130,12 @@ impl Decoder {
             Some(input) => input,
             None => self.embed(ids, comm)?,
         };
-        let mut x = None;
-        for (layer, kv) in self.layers.iter().zip(&cache.layers) {
-            x = Some(layer.forward(x, &mut residual, kv, &step)?);
+        let mut x = NormInput::Added(None);
+        for (i, (layer, kv)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            let next = self.layers.get(i + 1).map(DecoderLayer::entry);
+            x = layer.forward(x, &mut residual, kv, &step, next)?;
         }
+        let mut x = x.into_addend();
         let Some(norm) = &self.norm else {
             // One tensor travels instead of two; the next layer's norm would add them, too.
             return Ok(match x {
@@ -146,10 +148,8 @@ impl Decoder {
             residual = residual.index_select(0, rows);
             x = x.map(|x| x.index_select(0, rows));
         }
-        Ok(match step.sum_normed(x, &mut residual, norm)? {
-            Summed::Normed(normed) => normed,
-            Summed::Sum(x) => norm.maybe_add_forward(x.as_ref(), &mut residual),
-        })
+        let x = step.sum_normed(NormInput::Added(x), &mut residual, norm)?;
+        Ok(norm.finish(&x, &mut residual))
     }
 
     /// Embeddings of `ids`, of which each rank knows those in its part of the vocabulary.

@@ -7,7 +7,7 @@ use crate::comm::{Collective, CommError};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::kv_cache::LayerKv;
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::{Linear, NormInput, RmsNorm};
 use crate::weights::{Loader, Part, Split};
 
 /// A layer of the decoder.
@@ -29,35 +29,47 @@ pub(super) struct StepContext<'a> {
     pub(super) batch: &'a AttentionBatch,
 }
 
-/// A sum over ranks, and what was done with it.
-pub(super) enum Summed {
-    /// It was added to the residual: the norm of that.
-    Normed(Tensor),
-    /// It is yet to be added, if there is something to add.
-    Sum(Option<Tensor>),
-}
-
 impl StepContext<'_> {
-    /// Takes the sum of all ranks' `x`, with the addition and the norm that follow if one kernel
+    /// Takes the sum of all ranks' `x`, if it is yet to be added, with the addition and the norm that follow if one kernel
     /// does all of it.
     pub(super) fn sum_normed(
         &self,
-        x: Option<Tensor>,
+        x: NormInput,
         residual: &mut Tensor,
         norm: &RmsNorm,
-    ) -> Result<Summed, CommError> {
-        let Some(x) = x else {
-            return Ok(Summed::Sum(None));
+    ) -> Result<NormInput, CommError> {
+        let NormInput::Added(Some(x)) = x else {
+            return Ok(x);
         };
         let fused = self
             .comm
             .all_reduce_norm(&x, residual, &norm.weight, norm.eps)?;
         Ok(match fused {
-            Some(normed) => Summed::Normed(normed),
-            None => Summed::Sum(Some(self.comm.all_reduce_sum(x)?)),
+            Some(normed) => NormInput::Normed(normed),
+            None => NormInput::Added(Some(self.comm.all_reduce_sum(x)?)),
         })
     }
+
+    /// `linear` of x, of which this rank has a part, for `next` behind `norm`.
+    fn forward_adding(
+        &self,
+        linear: &dyn Linear,
+        x: &Tensor,
+        residual: &mut Tensor,
+        next: Option<BehindNorm<'_>>,
+    ) -> NormInput {
+        match next {
+            // Nothing can be added before the sum over ranks is taken.
+            Some((norm, next)) if self.comm.world_size() == 1 => {
+                linear.forward_adding(x, residual, norm, next)
+            }
+            _ => NormInput::Added(Some(linear.forward(x))),
+        }
+    }
 }
+
+/// A norm of the residual, and the product that takes it.
+pub(super) type BehindNorm<'a> = (&'a RmsNorm, &'a dyn Linear);
 
 impl DecoderLayer {
     pub(super) fn load(
@@ -117,22 +129,24 @@ impl DecoderLayer {
         weights.iter().map(|weight| weight.bytes()).sum()
     }
 
-    /// Adds the output of the layer before (`x`; `None` in the first layer, whose input is the
-    /// residual itself) to `residual`, and returns this layer's output, not yet added. Of both, this
-    /// rank has a part: they are the sums over ranks, which are not taken before they are added.
+    /// What takes the residual first.
+    pub(super) fn entry(&self) -> BehindNorm<'_> {
+        (&self.input_norm, self.qkv.as_ref())
+    }
+
+    /// Adds the output of the layer before (`x`; nothing in the first layer, whose input is the
+    /// residual itself) to `residual`, and returns this layer's, as the next layer's entry, if there is one, takes
+    /// it. What is not yet added, this rank has a part of: the sum over ranks is taken when it is.
     pub(super) fn forward(
         &self,
-        x: Option<Tensor>,
+        x: NormInput,
         residual: &mut Tensor,
         kv: &LayerKv,
         step: &StepContext<'_>,
-    ) -> Result<Tensor, CommError> {
-        let qkv = match step.sum_normed(x, residual, &self.input_norm)? {
-            Summed::Normed(normed) => self.qkv.forward(&normed),
-            Summed::Sum(x) => self
-                .qkv
-                .forward_normed(x.as_ref(), residual, &self.input_norm),
-        };
+        next: Option<BehindNorm<'_>>,
+    ) -> Result<NormInput, CommError> {
+        let x = step.sum_normed(x, residual, &self.input_norm)?;
+        let qkv = self.qkv.forward_normed(&x, residual, &self.input_norm);
         let (attention, layer, batch) = (step.attention, &self.attention, step.batch);
         let attended = attention
             .write_and_attend(&qkv, layer, kv, batch)
@@ -140,13 +154,10 @@ impl DecoderLayer {
                 let q = attention.write_kv(&qkv, layer, kv, batch);
                 attention.attend(&q, layer, kv, batch)
             });
-        let o = Some(self.o.forward(&attended));
-        let h = match step.sum_normed(o, residual, &self.post_norm)? {
-            Summed::Normed(normed) => self.post_norm.ops.silu_mul(&self.gate_up.forward(&normed)),
-            Summed::Sum(o) => self
-                .gate_up
-                .forward_gated(o.as_ref(), residual, &self.post_norm),
-        };
-        Ok(self.down.forward(&h))
+        let mlp = Some((&self.post_norm, self.gate_up.as_ref()));
+        let o = step.forward_adding(self.o.as_ref(), &attended, residual, mlp);
+        let o = step.sum_normed(o, residual, &self.post_norm)?;
+        let h = self.gate_up.forward_gated(&o, residual, &self.post_norm);
+        Ok(step.forward_adding(self.down.as_ref(), &h, residual, next))
     }
 }

@@ -302,7 +302,7 @@ impl World {
     }
 
     /// As [`World::groups`], through NCCL: this rank has GPU `device` of this machine. Waits until
-    /// all ranks have joined.
+    /// all ranks have joined, at most for the timeout.
     #[cfg(feature = "cuda")]
     pub fn gpu_groups(
         &self,
@@ -322,7 +322,8 @@ impl World {
         })
     }
 
-    /// Joins the NCCL group of all ranks with GPU `device` of this machine. Waits until all have.
+    /// Joins the NCCL group of all ranks with GPU `device` of this machine. Waits until all have, at
+    /// most for the timeout.
     #[cfg(feature = "cuda")]
     pub fn nccl(&self, device: usize) -> Result<Nccl, CommError> {
         self.nccl_group((0..self.world_size()).collect(), device)
@@ -346,7 +347,10 @@ impl World {
         }
         let id = NcclId::from_bytes(bytes);
         let members = Members::new(members, self.world_size());
-        Nccl::new(id, rank, members, device, &self.0.health)
+        let Inner {
+            timeout, health, ..
+        } = &*self.0;
+        Nccl::new(id, rank, members, device, *timeout, health)
     }
 
     /// Gives rank 0 the output of a step.

@@ -79,7 +79,9 @@ mod tests {
         let health = Health::default();
         let (open, never) = channel::<()>();
         let time = Duration::from_millis(50);
-        let result = join(time, &health, move || never.recv().map_err(|e| e.to_string()));
+        let result = join(time, &health, move || {
+            never.recv().map_err(|e| e.to_string())
+        });
         let error = result.unwrap_err();
         assert_eq!((error.rank, error.world_size), (3, 4));
         let what = "waited 0.05 s for the GPUs of ranks [1, 3] to join";

@@ -116,7 +116,7 @@ pub enum RunnerError {
         what: String,
     },
     /// Another rank failed, or cannot be reached.
-    #[error("step {step}: {source}")]
+    #[error("{source}")]
     Comm {
         /// Number of the plan.
         step: u64,

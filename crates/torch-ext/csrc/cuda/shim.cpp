@@ -124,8 +124,13 @@ char* te_graph_end(void* graph) {
     });
 }
 
+// Not CUDAGraph::replay, which first brings the device's random generator up to date, with two kernels and without a
+// lock: no captured kernel draws from it.
 char* te_graph_replay(void* graph) {
-    return guarded([&] { static_cast<at::cuda::CUDAGraph*>(graph)->replay(); });
+    return guarded([&] {
+        auto exec = static_cast<at::cuda::CUDAGraph*>(graph)->raw_cuda_graph_exec();
+        check(cudaGraphLaunch(exec, c10::cuda::getCurrentCUDAStream().stream()));
+    });
 }
 
 char* te_graph_free(void* graph) {

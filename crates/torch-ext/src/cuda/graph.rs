@@ -28,7 +28,11 @@ impl GraphPool {
 /// another one with the same pool, overwrites them. Tensors that existed before are read and
 /// written in place: keep them for as long as the graph.
 #[derive(Debug)]
-pub struct Graph(*mut c_void);
+pub struct Graph {
+    raw: *mut c_void,
+    /// Of its device.
+    turn: Arc<Mutex<()>>,
+}
 
 // SAFETY: the graph is not bound to a thread; `&mut` and ownership keep uses one at a time.
 unsafe impl Send for Graph {}
@@ -37,16 +41,18 @@ impl Graph {
     /// Captures what `record` puts on the current stream (not the default one: see
     /// [`super::Stream`]). Nothing runs. `record` must not wait for the device.
     pub fn capture<T>(pool: GraphPool, record: impl FnOnce() -> T) -> Result<(Self, T), CudaError> {
-        let turn = turn()?;
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shim, turn) = (shim()?, turn()?);
+        let mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut raw = ptr::null_mut();
         // SAFETY: valid pool id and place for the result.
-        unsafe { shim()?.graph_begin(pool.0.as_ptr(), &mut raw)? };
-        let graph = Self(raw);
+        unsafe { shim.graph_begin(pool.0.as_ptr(), &mut raw)? };
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
         // SAFETY: the capture was begun by this thread. It is ended whatever `record` did: the
         // stream is of no use before.
-        let ended = unsafe { shim()?.graph_end(graph.0) };
+        let ended = unsafe { shim.graph_end(raw) };
+        // Before the graph may be dropped, which takes a turn.
+        drop(mine);
+        let graph = Self { raw, turn };
         match caught {
             Ok(value) => ended.map(|()| (graph, value)),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -56,13 +62,14 @@ impl Graph {
     /// Starts the kernels on the current stream, in stream order.
     pub fn replay(&mut self) -> Result<(), CudaError> {
         // SAFETY: captured and not freed.
-        unsafe { shim()?.graph_replay(self.0) }
+        unsafe { shim()?.graph_replay(self.raw) }
     }
 }
 
-/// Threads that capture on the same device take turns: libtorch's random generator of a device
-/// takes part in one capture at a time. Those of different devices must not, since NCCL may want
-/// all ranks of a group to capture at once.
+/// Threads that capture or drop graphs on the same device take turns: libtorch's random generator of a
+/// device takes part in one capture at a time, and has a list of its graphs without a lock, which two
+/// threads at once corrupt. Those of different devices must not, since NCCL may want all ranks of a
+/// group to capture at once.
 fn turn() -> Result<Arc<Mutex<()>>, CudaError> {
     static TURNS: Mutex<BTreeMap<i32, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
     let mut device = 0;
@@ -75,9 +82,10 @@ fn turn() -> Result<Arc<Mutex<()>>, CudaError> {
 
 impl Drop for Graph {
     fn drop(&mut self) {
+        let _mine = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(shim) = shim() {
             // SAFETY: freed once. An error here has nobody to hear it.
-            let _ = unsafe { shim.graph_free(self.0) };
+            let _ = unsafe { shim.graph_free(self.raw) };
         }
     }
 }

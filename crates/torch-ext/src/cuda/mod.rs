@@ -83,7 +83,7 @@ pub use self::{
     sample::{SampleFailure, SampleMode},
     sample_state::{SampleSlot, SampleState},
     step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
-    stream::{Event, Readback, Stream, Upload, copy_async, synchronize},
+    stream::{Event, Readback, Stream, Upload, copy_async, make_device_current, synchronize},
 };
 
 pub use self::memory::Memory;

@@ -44,7 +44,7 @@ pub(crate) fn current_stream(device: usize) -> Result<*mut c_void, CudaError> {
 }
 
 /// Makes a device the current one of the calling thread, with the stream that it had there.
-pub(super) fn make_device_current(device: usize) -> Result<(), CudaError> {
+pub fn make_device_current(device: usize) -> Result<(), CudaError> {
     let stream = current_stream(device)?;
     // SAFETY: a stream of this device.
     unsafe { shim()?.stream_set(device as c_int, stream) }

@@ -29,7 +29,7 @@ pub fn connect_gpus(
         tracing::warn!(%error, "short sums go through NCCL, too");
         Vec::new()
     });
-    let long = Nccl::local_group(devices, members, health)?;
+    let long = Nccl::local_group(devices, members, timeout, health)?;
     if short.is_empty() {
         return Ok(long.into_iter().map(|rank| Box::new(rank) as _).collect());
     }
@@ -81,7 +81,7 @@ pub fn connect_stages(
                     .collect()
             }
             _ => {
-                let stages = Nccl::local_group(&devices, &members, health)?;
+                let stages = Nccl::local_group(&devices, &members, timeout, health)?;
                 stages
                     .into_iter()
                     .map(|stage| Box::new(stage) as _)

@@ -5,6 +5,8 @@ mod gpus;
 #[cfg(feature = "cuda")]
 mod handoff;
 mod health;
+#[cfg(any(feature = "cuda", test))]
+mod join;
 #[cfg(feature = "cuda")]
 mod nccl;
 #[cfg(feature = "cuda")]

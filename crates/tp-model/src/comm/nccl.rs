@@ -1,8 +1,11 @@
 //! Ranks that are GPUs.
 
+use std::time::Duration;
+
 use tch::Tensor;
 use torch_ext::cuda::{self, CudaError, NcclId};
 
+use super::join::join_within;
 use super::{Collective, CommError, Health, Members};
 
 /// One rank of a group of GPUs, through NCCL. Exchanges are put on libtorch's current stream: the
@@ -15,30 +18,37 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Joins the group of `id` as its rank `rank`; waits until all `members` do. A failure that
-    /// `health` hears of aborts what is under way, so that a stream that waits for a rank that is
-    /// gone comes to its end.
+    /// Joins the group of `id` as its rank `rank`; waits until all `members` do, but no longer than
+    /// `timeout`, which is a failure that `health` hears of. Any failure that it hears of ends the
+    /// wait and, later on, aborts what is under way, so that a stream that waits for a rank that is
+    /// gone comes to its end. Makes `device` the current one of the calling thread.
     pub fn new(
         id: NcclId,
         rank: usize,
         members: Members,
         device: usize,
+        timeout: Duration,
         health: &Health,
     ) -> Result<Self, CommError> {
-        let failed = |error: CudaError| members.error(rank, error.to_string());
-        let comm = cuda::Nccl::new(id, rank, members.ranks.len(), device).map_err(failed)?;
+        let world_size = members.ranks.len();
+        let join = move || cuda::Nccl::new(id, rank, world_size, device).map_err(|e| e.to_string());
+        let comm = join_within(rank, &members, timeout, health, join)?;
+        let current = cuda::make_device_current(device);
+        current.map_err(|e| health.fail(members.error(rank, e.to_string())))?;
         Ok(Self::watched(comm, members, health))
     }
 
     /// As [`Nccl::new`], for all ranks of a group of GPUs of this process: rank `r` has
-    /// `devices[r]`.
+    /// `devices[r]`. The calling thread's current device stays as it is.
     pub fn local_group(
         devices: &[usize],
         members: &Members,
+        timeout: Duration,
         health: &Health,
     ) -> Result<Vec<Self>, CommError> {
-        let group = cuda::Nccl::local_group(devices);
-        let group = group.map_err(|error| members.error(0, error.to_string()))?;
+        let all = devices.to_vec();
+        let join = move || cuda::Nccl::local_group(&all).map_err(|e| e.to_string());
+        let group = join_within(0, members, timeout, health, join)?;
         let watched = |comm| Self::watched(comm, members.clone(), health);
         Ok(group.into_iter().map(watched).collect())
     }

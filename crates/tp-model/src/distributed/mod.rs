@@ -14,7 +14,9 @@
 mod connect;
 mod fingerprint;
 mod follow;
+mod followers;
 mod launch;
+mod local;
 mod message;
 mod monitor;
 mod output;
@@ -24,8 +26,10 @@ mod wire;
 mod words;
 mod world;
 
-pub use follow::{Followers, LocalRanks, follow};
+pub use follow::follow;
+pub use followers::Followers;
 pub use launch::Launcher;
+pub use local::LocalRanks;
 pub(crate) use message::{StepMessage, unsampled};
 pub(crate) use output::{decode as decode_output, encode as encode_output};
 pub use world::World;

@@ -3,8 +3,9 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-/// Longest payload: a step's plan with millions of tokens.
-const MAX_PAYLOAD: usize = 256 << 20;
+/// Longest frame. A longer message goes as several: log-probabilities of a prompt, of every token of
+/// the vocabulary at each position, take gigabytes. Short in tests, so that they have such messages.
+const MAX_FRAME: usize = if cfg!(test) { 1 << 16 } else { 256 << 20 };
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +41,11 @@ pub(super) enum Tag {
     Measure,
     /// What that takes, as 64-bit numbers.
     Measured,
+    /// Goes on in the next frame.
+    Part,
 }
 
-const TAGS: [Tag; 15] = [
+const TAGS: [Tag; 16] = [
     Tag::Hello,
     Tag::Addresses,
     Tag::Fingerprint,
@@ -58,16 +61,23 @@ const TAGS: [Tag; 15] = [
     Tag::Loaded,
     Tag::Measure,
     Tag::Measured,
+    Tag::Part,
 ];
 
-/// Writes one frame.
-pub(super) fn write(mut stream: &TcpStream, tag: Tag, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= MAX_PAYLOAD)
-        .ok_or_else(|| io::Error::other(format!("a message of {} bytes", payload.len())))?;
+/// Writes a message: one frame, if it is not too long for one.
+pub(super) fn write(stream: &TcpStream, tag: Tag, payload: &[u8]) -> io::Result<()> {
+    // The last part has the message's tag, and is not empty unless the message is.
+    let before = payload.len().saturating_sub(1) / MAX_FRAME * MAX_FRAME;
+    let (parts, last) = payload.split_at(before);
+    for part in parts.chunks(MAX_FRAME) {
+        write_frame(stream, Tag::Part, part)?;
+    }
+    write_frame(stream, tag, last)
+}
+
+fn write_frame(mut stream: &TcpStream, tag: Tag, payload: &[u8]) -> io::Result<()> {
     let mut frame = Vec::with_capacity(payload.len() + 5);
-    frame.extend(length.to_le_bytes());
+    frame.extend((payload.len() as u32).to_le_bytes());
     frame.push(tag as u8);
     frame.extend(payload);
     stream.write_all(&frame)
@@ -88,15 +98,59 @@ pub(super) fn read_short(mut stream: &TcpStream, most: usize) -> io::Result<(Tag
     Ok((tag, payload))
 }
 
-/// Reads one frame.
+/// Reads a message.
 pub(super) fn read(stream: &TcpStream) -> io::Result<(Tag, Vec<u8>)> {
-    read_short(stream, MAX_PAYLOAD)
+    let (mut tag, mut payload) = read_short(stream, MAX_FRAME)?;
+    while tag == Tag::Part {
+        let part;
+        (tag, part) = read_short(stream, MAX_FRAME)?;
+        payload.extend(part);
+    }
+    Ok((tag, payload))
 }
 
-/// Reads one frame, which must have this tag.
+/// Reads a message, which must have this tag.
 pub(super) fn expect(stream: &TcpStream, tag: Tag) -> io::Result<Vec<u8>> {
     match read(stream)? {
         (found, payload) if found == tag => Ok(payload),
         (found, _) => Err(io::Error::other(format!("{found:?} where {tag:?} was due"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn long_messages_arrive_whole_and_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (there, _) = listener.accept().unwrap();
+        const N: usize = MAX_FRAME;
+        let sizes = [0, 1, N - 1, N, N + 1, 2 * N, 2 * N + 1, 9 * N + 5];
+        let message = |size: usize| -> Vec<u8> { (0..size).map(|i| (i * 7 % 251) as u8).collect() };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for size in sizes {
+                    write(&here, Tag::Output, &message(size)).unwrap();
+                    write(&here, Tag::Ping, &[]).unwrap();
+                }
+                // A frame that says it is longer than any.
+                let mut frame = (N as u32 + 1).to_le_bytes().to_vec();
+                frame.push(Tag::Ping as u8);
+                (&here).write_all(&frame).unwrap();
+            });
+            for size in sizes {
+                assert!(
+                    expect(&there, Tag::Output).unwrap() == message(size),
+                    "{size}"
+                );
+                assert_eq!(read(&there).unwrap(), (Tag::Ping, Vec::new()));
+            }
+            assert!(read(&there).is_err());
+        });
     }
 }

@@ -15,11 +15,13 @@ use paged_kv::TokenId;
 use sampler::{SampleResult, SamplingParams, TokenLogprobs};
 use smallvec::{SmallVec, smallvec};
 use tch::{Device, Tensor};
+#[cfg(feature = "cuda")]
+use torch_ext::cuda::Event;
 use torch_ext::cuda::Memory;
 
 use self::host::{HostRunner, HostTicket};
 use self::prompt_logprobs::prompt_rows;
-use crate::comm::Health;
+use crate::comm::{CommError, Health};
 use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
@@ -290,6 +292,25 @@ fn guarded_rows<T>(
     })
 }
 
+/// As [`guarded`], for the part of a step that ranks compute together: a rank without memory leaves
+/// the others in the middle of an exchange, some of whose results they may have, so no rank can do
+/// the step again.
+fn guarded_together<T>(
+    step: u64,
+    run: impl FnOnce() -> Result<T, RunnerError>,
+) -> Result<T, RunnerError> {
+    guarded(step, run).map_err(|error| match error {
+        RunnerError::Device { step, what } if tells_of_memory(&what) => {
+            let what = format!(
+                "out of memory, which several ranks cannot go on from; a lower --gpu-memory-utilization \
+                 or --max-num-batched-tokens avoids this: {what}"
+            );
+            RunnerError::Device { step, what }
+        }
+        other => other,
+    })
+}
+
 /// Whether a message of libtorch says that an allocation failed, on a GPU or on the host. tch
 /// passes nothing on but the message.
 fn tells_of_memory(what: &str) -> bool {
@@ -320,12 +341,29 @@ fn failed(error: String) -> Sampled<TokenLogprobs> {
     }
 }
 
-/// Copies a float32 tensor into `values`.
-fn to_host(tensor: &Tensor, values: &mut Vec<f32>) {
+/// Copies a float32 tensor into `values`. A GPU that has other ranks to wait for is waited for no longer
+/// than `followers` say; without them, whoever notices a failure ends what the GPU waits for.
+fn to_host(
+    tensor: &Tensor,
+    followers: Option<&Followers>,
+    values: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    #[cfg(feature = "cuda")]
+    if let (Device::Cuda(device), Some(followers)) = (tensor.device(), followers) {
+        let event = Event::new(device, false);
+        let reached = event.and_then(|event| event.record().map(|()| event));
+        followers.wait_for_gpus(|| match &reached {
+            Ok(event) => event.query().map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        })?;
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = followers;
     let tensor = tensor.to_device(Device::Cpu).contiguous();
     let count = tensor.numel();
     values.resize(count, 0.0);
     tensor.copy_data(values, count);
+    Ok(())
 }
 
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {

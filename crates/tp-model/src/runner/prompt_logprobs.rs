@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::{SeqParams, to_host};
 use crate::comm::CommError;
+use crate::distributed::Followers;
 use crate::input_batch::InputBatch;
 use crate::model::Model;
 
@@ -60,12 +61,13 @@ pub(super) fn prompt_rows(
 impl PromptRows {
     /// Log-probabilities from hidden states, of which this row's begin at `first`. `scratch` holds
     /// logits on the host. Ranks other than 0 call this for their part of the logits, and get no
-    /// entries.
+    /// entries. On rank 0 of several, `followers` say how long a GPU is waited for.
     pub(super) fn logprobs(
         &self,
         model: &Model,
         hidden: &Tensor,
         first: i64,
+        followers: Option<&Followers>,
         scratch: &mut Vec<f32>,
     ) -> Result<(SlotId, u32, Vec<TokenLogprobs>), CommError> {
         let vocab = model.config().vocab_size;
@@ -78,7 +80,7 @@ impl PromptRows {
             let Some(logits) = logits.filter(|_| finite) else {
                 continue;
             };
-            to_host(&logits, scratch);
+            to_host(&logits, followers, scratch)?;
             match prompt_logprobs(scratch, next, vocab, self.count) {
                 Ok(some) => entries.extend(some),
                 // Logits that are not finite fail the sequence once it is sampled, which no

@@ -39,6 +39,18 @@ pub(super) fn tell(
     followers.send(message.encode(elsewhere))
 }
 
+/// On rank 0 of several an error is the group's.
+pub(super) fn tell_failure<T>(
+    followers: Option<&Followers>,
+    step: u64,
+    result: Result<T, RunnerError>,
+) -> Result<T, RunnerError> {
+    result.map_err(|error| match followers {
+        Some(followers) => followers.failed(step, error),
+        None => error,
+    })
+}
+
 /// Waits for the output of a step of `samples` samples that another rank samples, without rest for
 /// `busy`.
 pub(super) fn next_output(

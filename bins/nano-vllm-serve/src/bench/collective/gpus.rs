@@ -105,7 +105,7 @@ fn on_threads(args: &CollectiveArgs) -> anyhow::Result<Report> {
     let shared = (1..ranks).any(|at| devices[..at].contains(&devices[at]));
     let mut nccl = match shared {
         true => Vec::new(),
-        false => Nccl::local_group(&devices, &members, &health)?,
+        false => Nccl::local_group(&devices, &members, timeout, &health)?,
     }
     .into_iter();
     let mut one_shot = match OneShot::group(&devices, &members, timeout, &health) {

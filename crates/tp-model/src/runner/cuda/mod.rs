@@ -29,8 +29,8 @@ use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
 use self::masks::Masks;
 use super::prompt_logprobs::prompt_rows;
-use super::tell::tell;
-use super::{RunnerConfig, SeqParams, guarded, guarded_rows};
+use super::tell::{tell, tell_failure};
+use super::{RunnerConfig, SeqParams, guarded, guarded_rows, guarded_together};
 use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
 use crate::input_batch::InputBatch;
@@ -285,7 +285,7 @@ impl CudaRunner {
                 .all(|(at, (row, sample))| {
                     row.len == 1 && sample.row as usize == at && sample.slot == row.slot
                 });
-        let mut run = || {
+        let run = || {
             match plain {
                 true => self.decode_step(rows, &mut ticket),
                 false => self.mixed_step(&wanted, &mut ticket),
@@ -295,7 +295,7 @@ impl CudaRunner {
         let result = match alone {
             true => guarded_rows(step, run),
             // The other ranks are in the middle of the step by then.
-            false => run(),
+            false => guarded_together(step, run),
         };
         if let Err(RunnerError::OutOfMemory { .. }) = result {
             // The next step is smaller: what fits no more in the pieces kept for this one may fit
@@ -325,7 +325,7 @@ impl ModelRunner for CudaRunner {
                 })?;
             self.step(plan, &[])
         });
-        self.tell_failure(step, result)
+        tell_failure(self.followers.as_ref(), step, result)
     }
 
     fn collect(&mut self, ticket: CudaTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
@@ -336,6 +336,6 @@ impl ModelRunner for CudaRunner {
                 .finish(ticket)
                 .map_err(|what| RunnerError::Device { step, what }),
         });
-        self.tell_failure(step, result)
+        tell_failure(self.followers.as_ref(), step, result)
     }
 }

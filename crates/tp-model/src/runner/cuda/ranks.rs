@@ -6,8 +6,7 @@
 //! gives the output to rank 0, which tells the tokens in the next plan (`micro_batches` in the
 //! scheduler's configuration: nobody is asked for a token that depends on one that is on its way).
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use batch_scheduler::StepOutput;
 use sampler::TokenLogprobs;
@@ -20,9 +19,8 @@ use crate::error::RunnerError;
 use crate::runner::guarded;
 use crate::runner::tell::next_output;
 
-/// How long rank 0 asks for a step's tokens without rest.
+/// How long rank 0 asks for a step's output without rest.
 const BUSY: Duration = Duration::from_millis(20);
-const REST: Duration = Duration::from_micros(50);
 
 impl CudaRunner {
     /// Makes this the runner of rank 0, which `followers` do as.
@@ -85,26 +83,6 @@ impl CudaRunner {
                 "slot {slot} computes token {start}, which was not sampled yet"
             )),
         }
-    }
-
-    /// On rank 0: an error of this rank is the group's, and the group's first one is what every
-    /// rank reports.
-    pub(super) fn tell_failure<T>(
-        &self,
-        step: u64,
-        result: Result<T, RunnerError>,
-    ) -> Result<T, RunnerError> {
-        let Some(followers) = &self.followers else {
-            return result;
-        };
-        result.map_err(|error| {
-            let known = followers.health().failure();
-            followers.fail(error.to_string());
-            match known {
-                Some(source) => RunnerError::Comm { step, source },
-                None => error,
-            }
-        })
     }
 
     /// Whether outputs of launched steps are yet to be given to rank 0.
@@ -209,22 +187,8 @@ impl CudaRunner {
         let Some(followers) = &self.followers else {
             return readback.wait().map_err(text);
         };
-        let start = Instant::now();
-        // A kernel that waits for a late rank says which, if it gives up first.
-        let patience = followers.timeout() + followers.timeout() / 8;
-        while !readback.is_done().map_err(text)? {
-            followers.health().check().map_err(|e| e.to_string())?;
-            match start.elapsed() {
-                waited if waited > patience => {
-                    return Err(format!(
-                        "the GPUs have not finished a step within {} s: one of them or its rank hangs",
-                        patience.as_secs_f32()
-                    ));
-                }
-                waited if waited > BUSY => thread::sleep(REST),
-                _ => thread::yield_now(),
-            }
-        }
+        let waited = followers.wait_for_gpus(|| readback.is_done().map_err(text));
+        waited.map_err(|e| e.what)?;
         self.model.groups().tp.check().map_err(|e| e.to_string())?;
         readback.wait().map_err(text)
     }

@@ -215,8 +215,14 @@ impl CudaRunner {
         let mut scratch = Vec::new();
         let mut first = count as i64;
         for want in wanted {
-            let entries = want.logprobs(&self.model, &hidden, first, &mut scratch);
-            let entries = entries.map_err(|e| e.to_string())?;
+            let entries = want.logprobs(
+                &self.model,
+                &hidden,
+                first,
+                self.followers.as_ref(),
+                &mut scratch,
+            );
+            let entries = entries.map_err(|e| e.what)?;
             first += want.rows.len() as i64;
             ticket.prompt_extras.push(entries);
         }

@@ -13,9 +13,10 @@ use tch::Tensor;
 
 use self::rows::{SampledRows, sampled_rows};
 use super::prompt_logprobs::PromptRows;
-use super::tell::{refusal, tell};
+use super::tell::{refusal, tell, tell_failure};
 use super::{
-    RunnerConfig, SeqParams, failed, guarded, guarded_rows, outcome, prompt_rows, to_host,
+    RunnerConfig, SeqParams, failed, guarded, guarded_rows, guarded_together, outcome, prompt_rows,
+    to_host,
 };
 use crate::comm::CommError;
 use crate::distributed::Followers;
@@ -71,13 +72,6 @@ impl HostRunner {
     /// The ranks that follow this one, if any do.
     pub(crate) fn followers(&self) -> Option<&Followers> {
         self.followers.as_ref()
-    }
-
-    fn tell_failure<T>(&self, result: &Result<T, RunnerError>) {
-        if let (Err(error), Some(followers)) = (result, &self.followers) {
-            // If a follower failed first, that is known already.
-            followers.fail(error.to_string());
-        }
     }
 
     /// The model.
@@ -189,7 +183,7 @@ impl HostRunner {
         }
         // The other ranks are in the middle of the step by then.
         match self.followers.is_some() {
-            true => self.rows(&plan),
+            true => guarded_together(step, || self.rows(&plan)),
             false => guarded_rows(step, || self.rows(&plan)),
         }
     }
@@ -282,10 +276,16 @@ impl HostRunner {
         if !plan.samples.is_empty()
             && let Some(logits) = self.model.logits(&hidden.narrow(0, 0, first))?
         {
-            output.samples = self.sample(plan, &run.sampled, logits);
+            output.samples = self.sample(plan, &run.sampled, logits)?;
         }
         for want in &run.wanted {
-            let logprobs = want.logprobs(&self.model, hidden, first, &mut self.logits);
+            let logprobs = want.logprobs(
+                &self.model,
+                hidden,
+                first,
+                self.followers.as_ref(),
+                &mut self.logits,
+            );
             output.prompt_extras.push(logprobs?);
             first += want.rows.len() as i64;
         }
@@ -297,7 +297,7 @@ impl HostRunner {
         plan: &StepPlan<Arc<SeqParams>>,
         sampled: &SampledRows,
         logits: Tensor,
-    ) -> Vec<Sampled<TokenLogprobs>> {
+    ) -> Result<Vec<Sampled<TokenLogprobs>>, CommError> {
         // Slots that share a row get a copy each.
         let logits = match sampled.shared {
             true => logits.index_select(
@@ -306,7 +306,7 @@ impl HostRunner {
             ),
             false => logits,
         };
-        to_host(&logits, &mut self.logits);
+        to_host(&logits, self.followers.as_ref(), &mut self.logits)?;
         let slots: Vec<u32> = plan.samples.iter().map(|sample| sample.slot.0).collect();
         let masks = plan.masks.iter();
         let masks: Vec<(usize, &[u32])> = masks
@@ -318,7 +318,7 @@ impl HostRunner {
             Ok(slot) => outcome(result, slot.refused.as_deref()),
             Err(what) => failed(what),
         });
-        outcomes.collect()
+        Ok(outcomes.collect())
     }
 }
 
@@ -346,8 +346,7 @@ impl ModelRunner for HostRunner {
         let step = plan.step;
         let _no_grad = tch::no_grad_guard();
         let result = guarded(step, || self.step(plan));
-        self.tell_failure(&result);
-        result
+        tell_failure(self.followers.as_ref(), step, result)
     }
 
     fn collect(&mut self, ticket: HostTicket) -> Result<StepOutput<TokenLogprobs>, RunnerError> {
@@ -355,8 +354,7 @@ impl ModelRunner for HostRunner {
             HostTicket::Done(output) => Ok(output),
             HostTicket::Elsewhere { step, slots } => {
                 let result = self.receive(step, &slots);
-                self.tell_failure(&result);
-                result
+                tell_failure(self.followers.as_ref(), step, result)
             }
         }
     }

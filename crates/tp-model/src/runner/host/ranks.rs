@@ -8,6 +8,7 @@ use sampler::TokenLogprobs;
 use super::HostRunner;
 use crate::distributed::{StepMessage, encode_output};
 use crate::error::RunnerError;
+use crate::runner::guarded_together;
 use crate::runner::tell::next_output;
 
 impl HostRunner {
@@ -34,15 +35,17 @@ impl HostRunner {
         }
         .map_err(contradiction)?;
         self.gather(&plan).map_err(contradiction)?;
-        let Some(run) = self.run(&plan)? else {
-            return Ok(None);
-        };
-        if run.hidden.is_none() {
-            return Ok(None);
-        }
-        let output = self.output(&plan, &run);
-        let output = output.map_err(|source| RunnerError::Comm { step, source })?;
-        Ok(self.model.has_logits().then(|| encode_output(&output)))
+        guarded_together(step, || {
+            let Some(run) = self.run(&plan)? else {
+                return Ok(None);
+            };
+            if run.hidden.is_none() {
+                return Ok(None);
+            }
+            let output = self.output(&plan, &run);
+            let output = output.map_err(|source| RunnerError::Comm { step, source })?;
+            Ok(self.model.has_logits().then(|| encode_output(&output)))
+        })
     }
 
     /// Waits for the output of a step that another rank samples.

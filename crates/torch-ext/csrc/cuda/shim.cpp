@@ -78,6 +78,11 @@ char* te_copy_async(at::Tensor* dst, const at::Tensor* src) {
     return guarded([&] { dst->copy_(*src, /*non_blocking=*/true); });
 }
 
+// Moves a host tensor to pinned memory. Without a device, which libtorch has come to warn about.
+char* te_pin(at::Tensor* tensor) {
+    return guarded([&] { *tensor = tensor->pin_memory(); });
+}
+
 char* te_memory(int device, uint64_t* free, uint64_t* total, uint64_t* allocated, uint64_t* reserved) {
     return guarded([&] {
         c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));

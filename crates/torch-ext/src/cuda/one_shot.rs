@@ -81,7 +81,7 @@ impl OneShot {
         let buffers = devices.iter().map(buffer).collect::<Result<Vec<_>, _>>()?;
         let pointers: Vec<i64> = buffers.iter().map(|b| b.data_ptr() as i64).collect();
         let group = Arc::new(Group {
-            alarm: Alarm(stream::pinned(1, Kind::Int, devices[0])?),
+            alarm: Alarm(stream::pinned(1, Kind::Int)?),
             buffers,
             patience,
         });

@@ -148,7 +148,7 @@ impl Upload {
         let hosts = (0..depth.max(1))
             .map(|_| {
                 Ok((
-                    pinned(capacity, Kind::Int, device)?,
+                    pinned(capacity, Kind::Int)?,
                     Event::new(device, false)?,
                     false,
                 ))
@@ -198,7 +198,7 @@ impl Readback {
     /// Room for `capacity` values of `kind`.
     pub fn new(capacity: usize, kind: Kind, device: usize) -> Result<Self, CudaError> {
         Ok(Self {
-            host: pinned(capacity, kind, device)?,
+            host: pinned(capacity, kind)?,
             done: Event::new(device, false)?,
             len: 0,
         })
@@ -227,9 +227,11 @@ impl Readback {
     }
 }
 
-pub(super) fn pinned(len: usize, kind: Kind, device: usize) -> Result<Tensor, CudaError> {
-    let host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(torch)?;
-    host.f_pin_memory(Device::Cuda(device)).map_err(torch)
+pub(super) fn pinned(len: usize, kind: Kind) -> Result<Tensor, CudaError> {
+    let mut host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(torch)?;
+    // SAFETY: a live tensor, which the function replaces by a pinned one.
+    unsafe { shim()?.pin(host.as_mut_ptr().cast())? };
+    Ok(host)
 }
 
 fn torch(error: tch::TchError) -> CudaError {

@@ -1,10 +1,11 @@
 //! Single products of 17 to 128 rows, of our kernels and of cuBLAS:
-//! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans]`.
+//! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans] [fresh]`.
 //!
 //! Each time is that of one product within a CUDA graph over copies of the weight that together are
 //! far larger than the L2 cache. TB/s counts the weight. `small` is `linear_small` where it takes the
 //! rows. For a gate and up, cuBLAS and `small` are followed by `silu_mul`; `wgmma` has it inside. With
-//! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed.
+//! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed. With `fresh` a kernel writes x
+//! before each product, as in a step, and its time is part of every figure.
 
 mod timing;
 
@@ -34,10 +35,11 @@ const SHAPES: [(&str, usize, usize, bool); 10] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<usize> = Vec::new();
-    let mut all_plans = false;
+    let (mut all_plans, mut fresh) = (false, false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "plans" => all_plans = true,
+            "fresh" => fresh = true,
             number => rows.push(number.parse()?),
         }
     }
@@ -57,21 +59,25 @@ fn main() -> Result<(), Box<dyn Error>> {
             .map(|_| Tensor::randn(shape, (Kind::BFloat16, device)) * scale)
             .collect();
         for &m in &rows {
-            let x = Tensor::randn([m as i64, k as i64], (Kind::BFloat16, device));
-            let each = |product: &dyn Fn(&Tensor) -> Tensor| -> Result<f64, Box<dyn Error>> {
-                let total = time(ROUNDS, || {
-                    for w in &weights {
-                        drop(product(w));
-                    }
-                })?;
-                Ok(total / copies as f64)
-            };
+            let input = Tensor::randn([m as i64, k as i64], (Kind::BFloat16, device));
+            let each =
+                |product: &dyn Fn(&Tensor, &Tensor) -> Tensor| -> Result<f64, Box<dyn Error>> {
+                    let total = time(ROUNDS, || {
+                        for w in &weights {
+                            match fresh {
+                                true => drop(product(&input.abs(), w)),
+                                false => drop(product(&input, w)),
+                            }
+                        }
+                    })?;
+                    Ok(total / copies as f64)
+                };
             let activated = |y: Tensor| match gated {
                 true => kernels.silu_mul(&y).expect("fits"),
                 false => y,
             };
             let cell = |us: f64| format!("{us:9.2} {:6.2}", bytes as f64 / us / 1e6);
-            let cublas = each(&|w| activated(x.linear::<&Tensor>(w, None)))?;
+            let cublas = each(&|x, w| activated(x.linear::<&Tensor>(w, None)))?;
             print!(
                 "{m:4}  {name:12} {:5.0} | {}",
                 bytes as f64 / 1e6,
@@ -80,23 +86,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             match m <= kernels.linear_small_rows(n, k) {
                 true => {
                     let small =
-                        each(&|w| activated(kernels.linear_small(&x, w, None).expect("fits")))?;
+                        each(&|x, w| activated(kernels.linear_small(x, w, None).expect("fits")))?;
                     print!(" | {}", cell(small));
                 }
                 false => print!(" | {:>16}", "-"),
             }
             let plans = kernels.linear_wgmma_plans(m, n, k, gated);
             let by = |plan| {
-                each(&|w| {
+                each(&|x, w| {
                     kernels
-                        .linear_wgmma_by(plan, &x, w, None, gated)
+                        .linear_wgmma_by(plan, x, w, None, gated)
                         .expect("a plan of this problem")
                 })
             };
-            let wgmma = each(&|w| {
+            let wgmma = each(&|x, w| {
                 let product = match gated {
-                    true => kernels.linear_wgmma_gated(&x, w),
-                    false => kernels.linear_wgmma(&x, w, None),
+                    true => kernels.linear_wgmma_gated(x, w),
+                    false => kernels.linear_wgmma(x, w, None),
                 };
                 product.expect("fits")
             })?;

@@ -148,7 +148,7 @@ fn anything(rng: &mut StdRng, depth: usize) -> Value {
 
 #[test]
 fn every_body_is_answered_or_refused() {
-    let server = Server::fake(0, &["--max-model-len", "256"]);
+    let server = Server::fake(0, &[]);
     let mut rng = StdRng::seed_from_u64(4);
     let (mut answered, mut refused) = (0, 0);
     for round in 0..ROUNDS {

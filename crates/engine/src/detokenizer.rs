@@ -197,8 +197,15 @@ impl Detokenizer {
 
     /// Takes a token and returns the text that became final.
     pub fn push(&mut self, id: u32) -> String {
+        let mut text = String::new();
+        self.push_into(id, &mut text);
+        text
+    }
+
+    /// Takes a token and appends the text that became final.
+    pub(crate) fn push_into(&mut self, id: u32, out: &mut String) {
         if self.skip_special && self.tokenizer.is_special(id) {
-            return String::new();
+            return;
         }
         match &mut self.state {
             State::Pieces {
@@ -207,28 +214,31 @@ impl Detokenizer {
                 pending,
             } => {
                 let tokenizer = &self.tokenizer;
-                let piece = tokenizer
-                    .plan
-                    .piece(&tokenizer.inner, id, *first)
-                    .unwrap_or_default();
+                let piece = tokenizer.piece(id, *first);
                 // An id without a token leaves no trace in the text.
                 *first = *first && tokenizer.inner.id_to_token(id).is_none();
+                // Most pieces are whole characters.
+                if pending.is_empty()
+                    && strip.is_none()
+                    && let Ok(text) = std::str::from_utf8(&piece)
+                {
+                    out.push_str(text);
+                    return;
+                }
                 pending.extend_from_slice(&piece);
-                let text = take_text(pending);
-                strip_start(text, strip)
+                out.push_str(&strip_start(take_text(pending), strip));
             }
             State::Window { ids, read, shown } => {
                 ids.push(id);
                 let text = self.tokenizer.decode(ids, false).unwrap_or_default();
                 let settled = text.len() > shown.len() && !text.ends_with('\u{FFFD}');
                 if !settled && ids.len() <= LONGEST_WINDOW {
-                    return String::new();
+                    return;
                 }
-                let piece = text.get(shown.len()..).unwrap_or_default().to_string();
+                out.push_str(text.get(shown.len()..).unwrap_or_default());
                 ids.drain(..*read);
                 *read = ids.len();
                 *shown = self.tokenizer.decode(ids, false).unwrap_or_default();
-                piece
             }
         }
     }

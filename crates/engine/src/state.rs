@@ -184,6 +184,10 @@ impl RequestState {
             if !self.include_stop && is_stop_token(&self.rules, token, count) {
                 continue;
             }
+            if sequence.stop.is_empty() {
+                detokenizer.push_into(token, &mut delta.text);
+                continue;
+            }
             let piece = detokenizer.push(token);
             let armed = count > self.rules.min_tokens as usize;
             let update = sequence.stop.push(&piece, armed);

@@ -33,6 +33,11 @@ impl StopChecker {
         }
     }
 
+    /// Whether there is nothing to look for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stops.is_empty()
+    }
+
     /// The stop string of index `matched`.
     pub fn stop_string(&self, matched: usize) -> &str {
         &self.stops[matched]

@@ -1,6 +1,8 @@
 //! Text to token ids and back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 
@@ -12,6 +14,8 @@ use crate::detokenizer::DecodePlan;
 pub struct Tokenizer {
     pub(crate) inner: tokenizers::Tokenizer,
     pub(crate) plan: DecodePlan,
+    /// By id: what `plan` makes of a token that is not the first, once it was asked for.
+    pieces: Vec<OnceLock<Box<[u8]>>>,
     /// Sorted: there are few, and most ids lie outside of their range.
     special: Vec<u32>,
     /// `bos_token`, `eos_token` and so on: what chat templates may name.
@@ -84,8 +88,14 @@ impl Tokenizer {
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
         special.sort_unstable();
+        let plan = DecodePlan::of(&inner);
+        let pieces = match plan {
+            DecodePlan::Pieces { .. } => inner.get_vocab_size(true),
+            DecodePlan::Window => 0,
+        };
         Ok(Tokenizer {
-            plan: DecodePlan::of(&inner),
+            plan,
+            pieces: vec![OnceLock::new(); pieces],
             inner,
             special,
             named,
@@ -120,6 +130,15 @@ impl Tokenizer {
     /// As [`Tokenizer::token_bytes`]; `None` if a token's bytes depend on the tokens around it.
     pub(crate) fn exact_bytes(&self, id: u32) -> Option<Vec<u8>> {
         self.plan.piece(&self.inner, id, false)
+    }
+
+    /// The bytes of a token in a text, of which it may be the first; none if the decoder cannot tell.
+    pub(crate) fn piece(&self, id: u32, first: bool) -> Cow<'_, [u8]> {
+        let make = || self.plan.piece(&self.inner, id, first).unwrap_or_default();
+        match self.pieces.get(id as usize) {
+            Some(known) if !first => Cow::Borrowed(known.get_or_init(|| make().into())),
+            _ => Cow::Owned(make()),
+        }
     }
 
     /// Id of a token given as it stands in the vocabulary.

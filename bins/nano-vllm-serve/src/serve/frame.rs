@@ -1,6 +1,7 @@
 //! Chunks of a stream as server-sent events, written without building a JSON tree: this is all
 //! that a streamed token costs.
 
+use bytes::{BufMut, BytesMut};
 use engine::{CompletionOutput, Finish, FinishReason, OutputDelta, RequestOutput};
 use serde_json::{Map, Value, json};
 
@@ -82,7 +83,7 @@ impl Frames {
     }
 
     /// A choice's first chunk, before any text: the role of a chat's answer, an echoed prompt.
-    pub fn first(&mut self, into: &mut Vec<u8>, from: Source<'_>, choice: usize, echo: &str) {
+    pub fn first(&mut self, into: &mut BytesMut, from: Source<'_>, choice: usize, echo: &str) {
         let Source {
             call,
             names,
@@ -133,7 +134,7 @@ impl Frames {
     /// News of a choice.
     pub fn delta(
         &mut self,
-        into: &mut Vec<u8>,
+        into: &mut BytesMut,
         from: Source<'_>,
         choice: usize,
         delta: &OutputDelta,
@@ -167,7 +168,7 @@ impl Frames {
                     into.extend_from_slice(b"\"content\":");
                     string(into, text);
                 }
-                into.push(b'}');
+                into.put_u8(b'}');
             }
         }
         into.extend_from_slice(b",\"logprobs\":");
@@ -208,25 +209,25 @@ impl Frames {
         if self.endpoint == Endpoint::Completions && delta.finish.is_none() {
             into.extend_from_slice(b",\"stop_reason\":null");
         }
-        into.push(b'}');
+        into.put_u8(b'}');
         end(into, usage, None);
     }
 
     /// The chunk after the last, with no choice and the answer's usage.
-    pub fn usage(&self, into: &mut Vec<u8>, usage: Usage) {
+    pub fn usage(&self, into: &mut BytesMut, usage: Usage) {
         into.extend_from_slice(self.head.as_bytes());
         end(into, Some(usage), None);
     }
 }
 
 /// An error in the middle of a stream.
-pub fn error(into: &mut Vec<u8>, error: &ApiError) {
+pub fn error(into: &mut BytesMut, error: &ApiError) {
     let body = json!({"error": error.body()});
     into.extend_from_slice(format!("data: {body}\n\n").as_bytes());
 }
 
 /// The fields of a delta whose text was split.
-fn write_parts(into: &mut Vec<u8>, parts: &Parts, id: &str, choice: usize) {
+fn write_parts(into: &mut BytesMut, parts: &Parts, id: &str, choice: usize) {
     let calls: Vec<Value> = parts
         .calls
         .iter()
@@ -246,7 +247,7 @@ fn write_parts(into: &mut Vec<u8>, parts: &Parts, id: &str, choice: usize) {
     into.extend_from_slice(&object.as_bytes()[1..object.len() - 1]);
 }
 
-fn ending(into: &mut Vec<u8>, call: &Call, finish: &Finish, called: bool) {
+fn ending(into: &mut BytesMut, call: &Call, finish: &Finish, called: bool) {
     let reason = match (call.score_only, finish.reason) {
         (true, _) => "length",
         (false, FinishReason::Stop) if called => "tool_calls",
@@ -258,8 +259,8 @@ fn ending(into: &mut Vec<u8>, call: &Call, finish: &Finish, called: bool) {
     );
 }
 
-fn end(into: &mut Vec<u8>, usage: Option<Usage>, extra: Option<&str>) {
-    into.push(b']');
+fn end(into: &mut BytesMut, usage: Option<Usage>, extra: Option<&str>) {
+    into.put_u8(b']');
     into.extend_from_slice(extra.unwrap_or_default().as_bytes());
     if let Some(usage) = usage {
         into.extend_from_slice(b",\"usage\":");
@@ -268,13 +269,13 @@ fn end(into: &mut Vec<u8>, usage: Option<Usage>, extra: Option<&str>) {
     into.extend_from_slice(b"}\n\n");
 }
 
-fn string(into: &mut Vec<u8>, text: &str) {
-    // Writing to a vector cannot fail, and a string is always JSON.
-    let _ = serde_json::to_writer(into, text);
+fn string(into: &mut BytesMut, text: &str) {
+    // Writing to memory cannot fail, and a string is always JSON.
+    let _ = serde_json::to_writer(into.writer(), text);
 }
 
-fn number(into: &mut Vec<u8>, number: usize) {
-    let _ = serde_json::to_writer(into, &number);
+fn number(into: &mut BytesMut, number: usize) {
+    let _ = serde_json::to_writer(into.writer(), &number);
 }
 
 /// Tokens that an answer's choices have so far.

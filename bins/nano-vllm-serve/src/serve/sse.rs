@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use engine::{OutputDelta, Prompt};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep};
@@ -39,6 +39,9 @@ pub struct Events {
     pending: Vec<Option<OutputDelta>>,
     /// Choices in `pending`, in the order in which they came.
     touched: Vec<usize>,
+    /// Where chunks are written: hyper has copied the last ones when it asks for more, so that the
+    /// memory serves again.
+    buffer: BytesMut,
     keep_alive: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
@@ -53,6 +56,7 @@ impl Events {
             begun: vec![false; choices],
             pending: vec![None; choices],
             touched: Vec::new(),
+            buffer: BytesMut::new(),
             keep_alive: (!interval.is_zero()).then(|| Box::pin(tokio::time::sleep(interval))),
             ended: false,
             app,
@@ -91,8 +95,9 @@ impl Events {
     }
 
     /// Writes what is pending.
-    fn write(&mut self, buffer: &mut Vec<u8>) {
+    fn write(&mut self) {
         let (call, generation) = (&self.call, &self.generation);
+        let buffer = &mut self.buffer;
         buffer.reserve(self.touched.len() * CHUNK);
         let names = TokenNames {
             tokenizer: self.app.engine.frontend().tokenizer().map(|t| &**t),
@@ -124,18 +129,18 @@ impl Events {
         }
     }
 
-    fn end(&mut self, buffer: &mut Vec<u8>, error: Option<&ApiError>) {
+    fn end(&mut self, error: Option<&ApiError>) {
         if let Some(error) = error {
-            frame::error(buffer, error);
+            frame::error(&mut self.buffer, error);
         } else if self.call.stream.unwrap_or_default().include_usage {
             let mut usage = usage(&self.call, &self.generation, None);
             if self.app.server.enable_prompt_tokens_details {
                 let cached = |at| self.generation.output(at).metrics.num_cached_tokens;
                 usage.cached_tokens = Some((0..self.generation.len()).map(cached).sum());
             }
-            self.frames.usage(buffer, usage);
+            self.frames.usage(&mut self.buffer, usage);
         }
-        buffer.extend_from_slice(frame::DONE);
+        self.buffer.extend_from_slice(frame::DONE);
         self.ended = true;
     }
 }
@@ -180,7 +185,6 @@ impl http_body::Body for Events {
         if this.ended {
             return Poll::Ready(None);
         }
-        let mut buffer = Vec::new();
         let mut taken = 0;
         loop {
             match this.generation.poll_delta(cx) {
@@ -192,21 +196,21 @@ impl http_body::Body for Events {
                     }
                     // More may be there already: come back for it.
                     cx.waker().wake_by_ref();
-                    this.write(&mut buffer);
+                    this.write();
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.write(&mut buffer);
-                    this.end(&mut buffer, Some(&error));
+                    this.write();
+                    this.end(Some(&error));
                 }
                 Poll::Ready(None) => {
-                    this.write(&mut buffer);
-                    this.end(&mut buffer, None);
+                    this.write();
+                    this.end(None);
                 }
                 Poll::Pending => {
-                    this.write(&mut buffer);
-                    if buffer.is_empty() {
+                    this.write();
+                    if this.buffer.is_empty() {
                         ready!(poll_keep_alive(this, cx));
-                        buffer.extend_from_slice(b": keep-alive\n\n");
+                        this.buffer.extend_from_slice(b": keep-alive\n\n");
                     }
                 }
             }
@@ -214,7 +218,7 @@ impl http_body::Body for Events {
                 let next = Instant::now() + this.app.server.sse_keep_alive_interval;
                 timer.as_mut().reset(next);
             }
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(buffer)))));
+            return Poll::Ready(Some(Ok(Frame::data(this.buffer.split().freeze()))));
         }
     }
 }

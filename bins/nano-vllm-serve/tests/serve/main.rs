@@ -8,6 +8,7 @@ mod endpoints;
 mod fairness;
 mod faults;
 mod limits;
+mod random_bodies;
 mod ranks;
 mod shutdown;
 mod streams;

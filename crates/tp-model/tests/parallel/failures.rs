@@ -1,5 +1,6 @@
 //! A rank that is lost ends the group: on every rank, with its name, in time.
 
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,9 +57,12 @@ fn a_thread_that_fails_wakes_those_that_wait() {
 /// The first failure that each rank hears of when `doomed` does `this` while the others wait.
 fn failures(timeout: Duration, size: usize, doomed: usize, this: fn(World)) -> Vec<CommError> {
     let start = Instant::now();
+    let all_connected = Barrier::new(size);
     let heard = on_worlds(size, timeout, |world| {
         let comm = world.collective().unwrap();
         let _ = comm.all_reduce_sum(ones()).unwrap();
+        // One rank may have the sum before another has.
+        all_connected.wait();
         if world.rank() == doomed {
             drop(comm);
             let health = world.health().clone();

@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use memchr::memmem;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -132,13 +133,19 @@ impl Pool {
                 continue;
             };
             let now = Instant::now();
-            rest.extend_from_slice(&data);
-            let mut from = 0;
-            while let Some(end) = rest[from..].windows(2).position(|w| w == b"\n\n") {
-                done |= take_event(&rest[from..from + end], start, now, &mut last, outcome)?;
-                from += end + 2;
+            // Whole events are the rule: those are looked at where they lie.
+            let mut bytes: &[u8] = match rest.is_empty() {
+                true => &data,
+                false => {
+                    rest.extend_from_slice(&data);
+                    &rest
+                }
+            };
+            while let Some(end) = memmem::find(bytes, b"\n\n") {
+                done |= take_event(&bytes[..end], start, now, &mut last, outcome)?;
+                bytes = &bytes[end + 2..];
             }
-            rest.drain(..from);
+            rest = bytes.to_vec();
         }
         anyhow::ensure!(done, "the stream ended without [DONE]");
         if let Ok(mut idle) = self.idle.lock() {
@@ -166,9 +173,8 @@ fn take_event(
     if data.starts_with(b"{\"error\"") {
         bail!("{}", String::from_utf8_lossy(data));
     }
-    let contains = |what: &[u8]| data.windows(what.len()).any(|w| w == what);
     // The usage stands at the end, so a long text is not searched for it.
-    if data.ends_with(b"}}") && contains(b"\"choices\":[]") {
+    if data.ends_with(b"}}") && memmem::find(data, b"\"choices\":[]").is_some() {
         let chunk: Value = serde_json::from_slice(data)?;
         outcome.output_len = chunk["usage"]["completion_tokens"].as_u64().unwrap_or(0) as usize;
         return Ok(false);

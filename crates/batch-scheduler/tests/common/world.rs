@@ -8,6 +8,7 @@ use batch_scheduler::{
 };
 use paged_kv::{BlockManager, BlockSize, Config, TokenId};
 
+use super::figures::{check_figures, check_views};
 use super::model::{End, Params, sequential};
 use super::runner::PagedRunner;
 
@@ -35,6 +36,7 @@ pub struct World {
     pub steps: usize,
     pub preemptions: usize,
     pub abandoned: usize,
+    ended: u64,
 }
 
 impl World {
@@ -69,6 +71,7 @@ impl World {
             steps: 0,
             preemptions: 0,
             abandoned: 0,
+            ended: 0,
         }
     }
 
@@ -143,10 +146,12 @@ impl World {
 
     /// Plans and launches a step. Returns whether there was one.
     pub fn launch(&mut self) -> bool {
+        let before = self.scheduler.stats();
         let Some(plan) = self.scheduler.schedule() else {
             return false;
         };
         self.steps += 1;
+        check_figures(&before, &self.scheduler, &plan, &self.runner);
         let stats = self.scheduler.stats().last_step;
         self.preemptions += stats.preemptions;
         if stats.preemptions > 0 {
@@ -274,9 +279,14 @@ impl World {
                         assert_eq!(end, seq.end, "{id}.{index}");
                     }
                     seq.finished = Some(reason);
+                    self.ended += 1;
                 }
             }
         }
+        assert_eq!(self.scheduler.stats().totals.finished, self.ended);
+        let live = self.expected.iter().filter(|(_, s)| s.finished.is_none());
+        let known = live.map(|(&key, s)| (key, (s.prompt.len(), s.got.len())));
+        check_views(&self.scheduler, &known.collect());
     }
 
     /// Runs until nothing is left, with `depth` steps in flight, and checks that nothing leaked.

@@ -264,3 +264,50 @@ fn an_output_of_another_step_is_refused() {
     s.apply(output(&plan, 7), &mut events)
         .expect("still in step");
 }
+
+#[test]
+fn only_those_behind_give_way() {
+    let mut s = scheduler(config(), 5);
+    s.add(request(0, 5, 8)).unwrap();
+    s.add(request(1, 7, 8)).unwrap();
+    s.add(request(2, 3, 8)).unwrap();
+    step(&mut s, 7);
+    step(&mut s, 7);
+    // The second needs a third block.
+    assert_eq!(rows(&step(&mut s, 7).0), [(6, 1), (8, 1)]);
+    assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
+}
+
+#[test]
+fn nobody_else_gives_way_while_blocks_are_on_their_way_back() {
+    let config = SchedulerConfig {
+        max_steps_in_flight: 2,
+        ..config()
+    };
+    let mut s = scheduler(config, 5);
+    s.add(request(0, 8, 8)).unwrap();
+    s.add(request(1, 5, 8)).unwrap();
+    s.add(request(2, 3, 8)).unwrap();
+    let first = s.schedule().unwrap();
+    // The first needs a third block. The last gives way; the step in flight reads its block yet.
+    let second = s.schedule().unwrap();
+    assert_eq!(rows(&second), [(5, 1)]);
+    assert_eq!(state(&s, 1, 0), Some(SeqState::Running));
+    assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
+    let mut events: Vec<News> = Vec::new();
+    s.apply(output(&first, 7), &mut events).unwrap();
+    assert_eq!(rows(&s.schedule().unwrap()), [(8, 1), (6, 1)]);
+}
+
+#[test]
+fn drafts_give_way_before_sequences_do() {
+    let mut s = scheduler(config(), 4);
+    s.add(request(0, 6, 8)).unwrap();
+    s.add(request(1, 6, 8)).unwrap();
+    step(&mut s, 7);
+    assert!(s.set_drafts(RequestId(0), 0, &[1, 2, 3]));
+    let (plan, _) = step(&mut s, 7);
+    assert_eq!(rows(&plan), [(6, 1), (6, 1)]);
+    assert!(plan.drafts.is_empty());
+    assert_eq!(s.stats().last_step.preemptions, 0);
+}

@@ -86,7 +86,7 @@ impl<P: Clone> Draft<P> {
             && drafts > 0
         {
             plan.drafts
-                .extend_from_slice(&proposed.tokens[..drafts as usize]);
+                .extend_from_slice(&proposed.0[..drafts as usize]);
             seq.speculating = true;
         }
         let row = plan.rows.len() as u32;

@@ -206,6 +206,7 @@ fn bad_requests_are_refused_and_change_nothing() {
         }
     );
     assert!(e.to_string().contains("17 tokens"), "{e}");
+    scheduler(config(), 4).add(request(1, 16, 4)).unwrap();
     let e = refused(&mut s, &|r| r.n = 0);
     assert_eq!(e, AddError::ZeroSequences { id });
     let e = refused(&mut s, &|r| r.n = 5);

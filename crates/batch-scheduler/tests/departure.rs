@@ -292,11 +292,44 @@ fn nobody_else_gives_way_while_blocks_are_on_their_way_back() {
     // The first needs a third block. The last gives way; the step in flight reads its block yet.
     let second = s.schedule().unwrap();
     assert_eq!(rows(&second), [(5, 1)]);
-    assert_eq!(state(&s, 1, 0), Some(SeqState::Running));
     assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
     let mut events: Vec<News> = Vec::new();
     s.apply(output(&first, 7), &mut events).unwrap();
     assert_eq!(rows(&s.schedule().unwrap()), [(8, 1), (6, 1)]);
+}
+
+#[test]
+fn drafts_are_taken_only_for_a_next_token_that_nobody_computes_yet() {
+    let config = SchedulerConfig {
+        max_steps_in_flight: 2,
+        ..config()
+    };
+    let mut s = scheduler(config, 16);
+    let id = RequestId(0);
+    let mut two = request(0, 17, 9);
+    two.n = 2;
+    s.add(two).unwrap();
+    assert!(!s.set_drafts(id, 0, &[1]), "it waits");
+    let first = s.schedule().unwrap();
+    assert!(!s.set_drafts(id, 0, &[1]), "it is yet to fork");
+    let second = s.schedule().unwrap();
+    let mut events: Vec<News> = Vec::new();
+    s.apply(output(&first, 7), &mut events).unwrap();
+    for index in 0..2 {
+        assert!(!s.set_drafts(id, index, &[1]), "its token is in flight");
+    }
+    s.apply(output(&second, 7), &mut events).unwrap();
+    s.add(request(1, 18, 9)).unwrap();
+    let third = s.schedule().unwrap();
+    s.apply(output(&third, 7), &mut events).unwrap();
+    assert!(
+        !s.set_drafts(RequestId(1), 0, &[1]),
+        "it computes its prompt"
+    );
+    for index in 0..2 {
+        assert!(s.set_drafts(id, index, &[1]));
+    }
+    assert!(!s.set_drafts(id, 2, &[1]));
 }
 
 #[test]
@@ -310,4 +343,20 @@ fn drafts_give_way_before_sequences_do() {
     assert_eq!(rows(&plan), [(6, 1), (6, 1)]);
     assert!(plan.drafts.is_empty());
     assert_eq!(s.stats().last_step.preemptions, 0);
+}
+
+#[test]
+fn a_sequence_that_never_forks_leaves_its_slot_to_others() {
+    let mut s = scheduler(config(), 32);
+    let mut three = request(0, 20, 9);
+    three.n = 3;
+    s.add(three).unwrap();
+    step(&mut s, 7);
+    let mut events: Vec<News> = Vec::new();
+    assert!(s.finish(RequestId(0), 2, FinishReason::Aborted, &mut events));
+    let mut two = request(1, 5, 9);
+    two.n = 2;
+    s.add(two).unwrap();
+    step(&mut s, 7);
+    assert_eq!(s.stats().running, 4);
 }

@@ -15,6 +15,7 @@ pub fn check_figures(
     plan: &StepPlan<Params>,
     runner: &PagedRunner,
 ) {
+    assert_eq!(scheduler.steps_in_flight(), before.steps_in_flight + 1);
     let (stats, config) = (scheduler.stats(), scheduler.config());
     let step = stats.last_step;
     assert_eq!(

@@ -360,3 +360,25 @@ fn a_sequence_that_never_forks_leaves_its_slot_to_others() {
     step(&mut s, 7);
     assert_eq!(s.stats().running, 4);
 }
+
+#[test]
+fn a_step_that_was_taken_back_is_a_preemption_and_is_planned_again_within_the_budget() {
+    let mut s = scheduler(config(), 16);
+    s.add(request(0, 9, 1)).unwrap();
+    let plan = s.schedule().unwrap();
+    assert_eq!(s.abandon(plan.step), Some(vec![(RequestId(0), 0)]));
+    assert_eq!(s.stats().totals.preemptions, 1);
+    assert_eq!(state(&s, 0, 0), Some(SeqState::Preempted));
+    assert_eq!(s.token_budget(), 16);
+    for (asked, given) in [(0, 1), (99, 16), (4, 4)] {
+        s.set_token_budget(asked);
+        assert_eq!(s.token_budget(), given);
+    }
+    assert_eq!(rows(&step(&mut s, 7).0), [(0, 4)]);
+    s.set_token_budget(usize::MAX);
+    let (_, events) = step(&mut s, 7);
+    assert!(matches!(
+        events.last(),
+        Some(Event::Finished { usage, .. }) if usage.preemptions == 1
+    ));
+}

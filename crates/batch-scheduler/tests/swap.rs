@@ -176,3 +176,13 @@ fn a_swapped_sequence_needs_no_room_for_what_others_keep_on_the_device() {
     let (plan, _) = step(&mut s, 7);
     assert_eq!((plan.admitted.len(), plan.swap_ins.len()), (1, 1));
 }
+
+#[test]
+fn what_the_host_holds_of_a_rewritten_sequence_stays_if_all_of_it_is_kept() {
+    let (mut s, _) = preempted(8);
+    // Seven tokens are held.
+    s.rewrite(RequestId(1), 0, 7, &[3]).unwrap();
+    assert_eq!(s.kv().usage().host_free, 6);
+    s.rewrite(RequestId(1), 0, 7, &[]).unwrap();
+    assert_eq!(s.kv().usage().host_free, 8);
+}

@@ -3,8 +3,7 @@
 mod common;
 
 use batch_scheduler::{
-    ApplyError, Candidate, Event, FinishReason, Priority, RequestId, SchedulerConfig, SeqState,
-    VictimRule,
+    ApplyError, Event, FinishReason, Priority, RequestId, SchedulerConfig, SeqState,
 };
 use common::manual::*;
 use smallvec::smallvec;
@@ -79,26 +78,6 @@ fn priority_decides_who_gives_way() {
     step(&mut s, 7);
     assert_eq!(state(&s, 0, 0), Some(SeqState::Preempted));
     assert_eq!(state(&s, 1, 0), Some(SeqState::Running));
-}
-
-#[test]
-fn least_lost_work_stays_within_the_lowest_rank() {
-    let candidate = |rank, num_computed| Candidate {
-        id: RequestId(0),
-        index: 0,
-        rank,
-        arrival: 0,
-        num_computed,
-    };
-    let behind = [
-        candidate(0, 1),
-        candidate(1, 5),
-        candidate(1, 3),
-        candidate(1, 3),
-        candidate(1, 9),
-    ];
-    assert_eq!(VictimRule::LeastLostWork.choose(&behind), 3);
-    assert_eq!(VictimRule::Newest.choose(&behind), 4);
 }
 
 #[test]

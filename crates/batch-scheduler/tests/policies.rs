@@ -141,3 +141,83 @@ fn an_error_is_not_taken_for_memory_that_ran_out() {
     let error = Runner.collect(0).unwrap_err();
     assert!(!Runner.is_out_of_memory(&error));
 }
+
+#[test]
+fn a_class_that_was_idle_has_saved_nothing() {
+    let config = SchedulerConfig {
+        max_num_seqs: 1,
+        ..config()
+    };
+    // The second class is new, or was served once long ago.
+    for before in 0..2 {
+        let mut s = with_policy(config.clone(), 8, Box::new(WeightedFair::new()));
+        let add = |s: &mut Sched, ids: std::ops::Range<u64>, class| {
+            for id in ids {
+                let mut r = request(id, 4, 4);
+                r.class = class;
+                s.add(r).unwrap();
+            }
+        };
+        add(&mut s, 100..100 + before, 1);
+        add(&mut s, 0..30, 0);
+        while s.has_work() {
+            step(&mut s, 7);
+        }
+        add(&mut s, 200..220, 1);
+        add(&mut s, 30..50, 0);
+        let mut served = [0, 0];
+        while served.iter().sum::<usize>() < 20 {
+            for (id, ..) in ended(&step(&mut s, 7).1) {
+                served[usize::from(id >= 200)] += 1;
+            }
+        }
+        assert!((9..=11).contains(&served[1]), "{served:?}, {before}");
+    }
+}
+
+#[test]
+fn shares_are_shares() {
+    let mut s = scheduler(config(), 8);
+    assert_eq!(
+        (s.stats().kv_usage(), s.stats().prefix_hit_rate()),
+        (0.0, 0.0)
+    );
+    let first = request(0, 5, 9);
+    let mut second = first.clone();
+    second.id = RequestId(1);
+    s.add(first).unwrap();
+    step(&mut s, 7);
+    assert_eq!(
+        (s.stats().kv_usage(), s.stats().prefix_hit_rate()),
+        (0.25, 0.0)
+    );
+    s.add(second).unwrap();
+    step(&mut s, 7);
+    // Of 10 tokens, 4 were there.
+    assert_eq!(
+        (s.stats().kv_usage(), s.stats().prefix_hit_rate()),
+        (0.375, 0.4)
+    );
+}
+
+#[test]
+fn classes_share_tokens_and_not_requests() {
+    let config = SchedulerConfig {
+        max_num_seqs: 1,
+        ..config()
+    };
+    let mut s = with_policy(config, 8, Box::new(WeightedFair::new()));
+    for id in 0..60 {
+        let class = u64::from(id >= 30);
+        let mut r = request(id, if class == 0 { 15 } else { 3 }, 1);
+        r.class = class;
+        s.add(r).unwrap();
+    }
+    let mut served = [0, 0];
+    while served[1] < 25 {
+        for (id, ..) in ended(&step(&mut s, 7).1) {
+            served[usize::from(id >= 30)] += 1;
+        }
+    }
+    assert!((4..=6).contains(&served[0]), "{served:?}");
+}

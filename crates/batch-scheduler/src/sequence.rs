@@ -57,13 +57,10 @@ impl StopTokens {
     }
 }
 
-/// Tokens proposed to follow the last one known.
+/// Tokens proposed to follow the last one known. There are none while a sample is in flight: they
+/// are refused then, and the sequence's next row takes or drops them.
 #[derive(Default)]
-pub(crate) struct Drafts {
-    pub(crate) tokens: Vec<TokenId>,
-    /// How many tokens the sequence had then.
-    pub(crate) at: u32,
-}
+pub(crate) struct Drafts(pub(crate) Vec<TokenId>);
 
 /// The order of the fields is that of memory. A decode step reads the first four cache lines, some
 /// of them twice, and with thousands of sequences the caches are what it waits for.
@@ -136,7 +133,7 @@ impl<P> Seq<P> {
     /// Forgets what was proposed.
     pub(crate) fn drop_drafts(&mut self) {
         if let Some(drafts) = &mut self.drafts {
-            drafts.tokens.clear();
+            drafts.0.clear();
         }
     }
 

@@ -63,10 +63,8 @@ impl Waiting {
     /// The sequence that is admitted next.
     pub(crate) fn head(&self, policy: &mut dyn SchedulingPolicy) -> Option<u32> {
         let last = self.backlogged.len().checked_sub(1)?;
-        let chosen = match last {
-            0 => 0,
-            _ => policy.next_queue(&self.backlogged).min(last),
-        };
+        // Asked where there is no choice either: a policy may keep in mind whose turn it was.
+        let chosen = policy.next_queue(&self.backlogged).min(last);
         let entries = self.queues.get(&self.backlogged[chosen])?;
         entries.first_key_value().map(|(_, &key)| key)
     }

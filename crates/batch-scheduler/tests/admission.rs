@@ -2,8 +2,11 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+
 use batch_scheduler::{
-    AddError, ConfigError, Priority, RequestId, SchedulerConfig, SeqParams, SeqState, WeightedFair,
+    AddError, ConfigError, Priority, RequestId, RequestInfo, SchedulerConfig, SchedulingPolicy,
+    SeqParams, SeqState, WeightedFair,
 };
 use common::manual::*;
 
@@ -203,6 +206,7 @@ fn bad_requests_are_refused_and_change_nothing() {
         }
     );
     assert!(e.to_string().contains("17 tokens"), "{e}");
+    scheduler(config(), 4).add(request(1, 16, 4)).unwrap();
     let e = refused(&mut s, &|r| r.n = 0);
     assert_eq!(e, AddError::ZeroSequences { id });
     let e = refused(&mut s, &|r| r.n = 5);
@@ -272,4 +276,82 @@ fn limits_that_contradict_each_other_are_refused() {
         }
     );
     assert_eq!(config().validate(0), Err(ConfigError::EmptyPool));
+}
+
+#[test]
+fn what_is_cached_does_not_count_where_prompts_come_whole() {
+    let config = SchedulerConfig {
+        enable_chunked_prefill: false,
+        max_num_batched_tokens: 32,
+        ..config()
+    };
+    for (prompt, fits) in [(20, true), (21, false)] {
+        let mut s = scheduler(config.clone(), 64);
+        s.add(request(0, 20, 1)).unwrap();
+        step(&mut s, 7);
+        // 4 of 32 tokens are left behind the first; the second has 16 cached.
+        s.add(request(1, 28, 2)).unwrap();
+        let mut again = request(0, prompt, 2);
+        again.id = RequestId(2);
+        again.prompt[16..].fill(9);
+        s.add(again).unwrap();
+        let admitted = step(&mut s, 7).0.admitted.len();
+        assert_eq!(admitted, 1 + usize::from(fits));
+    }
+}
+
+#[test]
+fn who_follows_a_head_that_left_is_looked_at() {
+    let mut s = scheduler(config(), 6);
+    s.add(request(0, 16, 4)).unwrap();
+    s.add(request(1, 12, 4)).unwrap();
+    s.add(request(2, 1, 4)).unwrap();
+    step(&mut s, 7);
+    step(&mut s, 7);
+    assert_eq!(s.stats().waiting, 2);
+    let mut events: Vec<News> = Vec::new();
+    assert!(s.abort(RequestId(1), &mut events));
+    assert_eq!(step(&mut s, 7).0.admitted.len(), 1);
+}
+
+/// Keeps the account of what it is told.
+struct Bill(Arc<Mutex<[usize; 3]>>);
+
+impl SchedulingPolicy for Bill {
+    fn queue(&self, request: &RequestInfo) -> u64 {
+        request.class
+    }
+
+    fn wants_service(&self) -> bool {
+        true
+    }
+
+    fn served(&mut self, queue: u64, tokens: usize) {
+        self.0.lock().unwrap()[queue as usize] += tokens;
+    }
+}
+
+#[test]
+fn a_policy_is_told_of_every_token_that_is_computed() {
+    let bill = Arc::default();
+    let mut s = with_policy(config(), 7, Box::new(Bill(Arc::clone(&bill))));
+    for id in 0..3 {
+        let mut r = request(id, 10, 12);
+        r.class = id;
+        s.add(r).unwrap();
+    }
+    let mut computed = [0; 3];
+    while s.has_work() {
+        for id in 0..3 {
+            s.set_drafts(RequestId(id), 0, &[7, 8]);
+        }
+        let plan = s.schedule().unwrap();
+        for row in &plan.rows {
+            let (id, ..) = s.occupant(row.slot).unwrap();
+            computed[id.0 as usize] += row.len as usize;
+        }
+        s.apply(output(&plan, 7), &mut Vec::new()).unwrap();
+        assert_eq!(*bill.lock().unwrap(), computed);
+    }
+    assert!(s.stats().totals.preemptions > 0);
 }

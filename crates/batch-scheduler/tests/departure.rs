@@ -3,8 +3,7 @@
 mod common;
 
 use batch_scheduler::{
-    ApplyError, Candidate, Event, FinishReason, Priority, RequestId, SchedulerConfig, SeqState,
-    VictimRule,
+    ApplyError, Event, FinishReason, Priority, RequestId, SchedulerConfig, SeqState,
 };
 use common::manual::*;
 use smallvec::smallvec;
@@ -79,26 +78,6 @@ fn priority_decides_who_gives_way() {
     step(&mut s, 7);
     assert_eq!(state(&s, 0, 0), Some(SeqState::Preempted));
     assert_eq!(state(&s, 1, 0), Some(SeqState::Running));
-}
-
-#[test]
-fn least_lost_work_stays_within_the_lowest_rank() {
-    let candidate = |rank, num_computed| Candidate {
-        id: RequestId(0),
-        index: 0,
-        rank,
-        arrival: 0,
-        num_computed,
-    };
-    let behind = [
-        candidate(0, 1),
-        candidate(1, 5),
-        candidate(1, 3),
-        candidate(1, 3),
-        candidate(1, 9),
-    ];
-    assert_eq!(VictimRule::LeastLostWork.choose(&behind), 3);
-    assert_eq!(VictimRule::Newest.choose(&behind), 4);
 }
 
 #[test]
@@ -263,4 +242,122 @@ fn an_output_of_another_step_is_refused() {
     ));
     s.apply(output(&plan, 7), &mut events)
         .expect("still in step");
+}
+
+#[test]
+fn only_those_behind_give_way() {
+    let mut s = scheduler(config(), 5);
+    s.add(request(0, 5, 8)).unwrap();
+    s.add(request(1, 7, 8)).unwrap();
+    s.add(request(2, 3, 8)).unwrap();
+    step(&mut s, 7);
+    step(&mut s, 7);
+    // The second needs a third block.
+    assert_eq!(rows(&step(&mut s, 7).0), [(6, 1), (8, 1)]);
+    assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
+}
+
+#[test]
+fn nobody_else_gives_way_while_blocks_are_on_their_way_back() {
+    let config = SchedulerConfig {
+        max_steps_in_flight: 2,
+        ..config()
+    };
+    let mut s = scheduler(config, 5);
+    s.add(request(0, 8, 8)).unwrap();
+    s.add(request(1, 5, 8)).unwrap();
+    s.add(request(2, 3, 8)).unwrap();
+    let first = s.schedule().unwrap();
+    // The first needs a third block. The last gives way; the step in flight reads its block yet.
+    let second = s.schedule().unwrap();
+    assert_eq!(rows(&second), [(5, 1)]);
+    assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
+    let mut events: Vec<News> = Vec::new();
+    s.apply(output(&first, 7), &mut events).unwrap();
+    assert_eq!(rows(&s.schedule().unwrap()), [(8, 1), (6, 1)]);
+}
+
+#[test]
+fn drafts_are_taken_only_for_a_next_token_that_nobody_computes_yet() {
+    let config = SchedulerConfig {
+        max_steps_in_flight: 2,
+        ..config()
+    };
+    let mut s = scheduler(config, 16);
+    let id = RequestId(0);
+    let mut two = request(0, 17, 9);
+    two.n = 2;
+    s.add(two).unwrap();
+    assert!(!s.set_drafts(id, 0, &[1]), "it waits");
+    let first = s.schedule().unwrap();
+    assert!(!s.set_drafts(id, 0, &[1]), "it is yet to fork");
+    let second = s.schedule().unwrap();
+    let mut events: Vec<News> = Vec::new();
+    s.apply(output(&first, 7), &mut events).unwrap();
+    for index in 0..2 {
+        assert!(!s.set_drafts(id, index, &[1]), "its token is in flight");
+    }
+    s.apply(output(&second, 7), &mut events).unwrap();
+    s.add(request(1, 18, 9)).unwrap();
+    let third = s.schedule().unwrap();
+    s.apply(output(&third, 7), &mut events).unwrap();
+    assert!(
+        !s.set_drafts(RequestId(1), 0, &[1]),
+        "it computes its prompt"
+    );
+    for index in 0..2 {
+        assert!(s.set_drafts(id, index, &[1]));
+    }
+    assert!(!s.set_drafts(id, 2, &[1]));
+}
+
+#[test]
+fn drafts_give_way_before_sequences_do() {
+    let mut s = scheduler(config(), 4);
+    s.add(request(0, 6, 8)).unwrap();
+    s.add(request(1, 6, 8)).unwrap();
+    step(&mut s, 7);
+    assert!(s.set_drafts(RequestId(0), 0, &[1, 2, 3]));
+    let (plan, _) = step(&mut s, 7);
+    assert_eq!(rows(&plan), [(6, 1), (6, 1)]);
+    assert!(plan.drafts.is_empty());
+    assert_eq!(s.stats().last_step.preemptions, 0);
+}
+
+#[test]
+fn a_sequence_that_never_forks_leaves_its_slot_to_others() {
+    let mut s = scheduler(config(), 32);
+    let mut three = request(0, 20, 9);
+    three.n = 3;
+    s.add(three).unwrap();
+    step(&mut s, 7);
+    let mut events: Vec<News> = Vec::new();
+    assert!(s.finish(RequestId(0), 2, FinishReason::Aborted, &mut events));
+    let mut two = request(1, 5, 9);
+    two.n = 2;
+    s.add(two).unwrap();
+    step(&mut s, 7);
+    assert_eq!(s.stats().running, 4);
+}
+
+#[test]
+fn a_step_that_was_taken_back_is_a_preemption_and_is_planned_again_within_the_budget() {
+    let mut s = scheduler(config(), 16);
+    s.add(request(0, 9, 1)).unwrap();
+    let plan = s.schedule().unwrap();
+    assert_eq!(s.abandon(plan.step), Some(vec![(RequestId(0), 0)]));
+    assert_eq!(s.stats().totals.preemptions, 1);
+    assert_eq!(state(&s, 0, 0), Some(SeqState::Preempted));
+    assert_eq!(s.token_budget(), 16);
+    for (asked, given) in [(0, 1), (99, 16), (4, 4)] {
+        s.set_token_budget(asked);
+        assert_eq!(s.token_budget(), given);
+    }
+    assert_eq!(rows(&step(&mut s, 7).0), [(0, 4)]);
+    s.set_token_budget(usize::MAX);
+    let (_, events) = step(&mut s, 7);
+    assert!(matches!(
+        events.last(),
+        Some(Event::Finished { usage, .. }) if usage.preemptions == 1
+    ));
 }

@@ -118,3 +118,71 @@ fn swapping_needs_a_host_tier() {
     let refused = Scheduler::<_, ()>::new(config, kv).err();
     assert_eq!(refused, Some(ConfigError::NoHostBlocks));
 }
+
+/// A scheduler with a host tier on `blocks` blocks of 4 tokens.
+fn tight(blocks: usize, watermark: usize, caching: bool) -> Sched {
+    let config = SchedulerConfig {
+        preemption_mode: PreemptionMode::Swap,
+        watermark_blocks: watermark,
+        max_num_batched_tokens: 32,
+        ..config()
+    };
+    let size = BlockSize::new(4).expect("4 is not 0");
+    let kv = Config::new(blocks + 1, size).host_blocks(8);
+    let kv = BlockManager::new(kv.prefix_caching(caching)).expect("pool");
+    Scheduler::with_policy(config, kv, Box::new(Fcfs::default())).expect("config")
+}
+
+#[test]
+fn a_swapped_sequence_comes_back_to_exactly_the_room_that_it_and_the_watermark_need() {
+    // The first ends after so many steps and leaves 4 of 7 blocks, or 3 after the second grew.
+    for (steps, comes_back) in [(4, true), (6, false)] {
+        let mut s = tight(7, 1, false);
+        s.add(request(0, 8, steps)).unwrap();
+        s.add(request(1, 7, 20)).unwrap();
+        s.add(request(2, 7, 20)).unwrap();
+        step(&mut s, 7);
+        step(&mut s, 7);
+        let (plan, _) = step(&mut s, 7);
+        assert_eq!(rows(&plan), [(9, 1), (8, 1)], "the third gave way");
+        for _ in 3..steps {
+            assert_eq!(step(&mut s, 7).0.admitted.len(), 0);
+        }
+        // It needs 3 blocks for 9 tokens.
+        let (plan, _) = step(&mut s, 7);
+        assert_eq!(
+            plan.admitted.len(),
+            usize::from(comes_back),
+            "{steps} steps"
+        );
+    }
+}
+
+#[test]
+fn a_swapped_sequence_needs_no_room_for_what_others_keep_on_the_device() {
+    let mut s = tight(5, 0, true);
+    s.add(request(0, 1, 5)).unwrap();
+    s.add(request(1, 8, 20)).unwrap();
+    step(&mut s, 7);
+    let mut shares = request(1, 9, 20);
+    shares.id = RequestId(2);
+    s.add(shares).unwrap();
+    assert_eq!(step(&mut s, 7).0.admitted[0].num_computed, 8);
+    while s.stats().last_step.preemptions == 0 {
+        step(&mut s, 7);
+    }
+    assert_eq!(state(&s, 2, 0), Some(SeqState::Preempted));
+    // The first has ended: one block of five is free when the second has its fourth.
+    let (plan, _) = step(&mut s, 7);
+    assert_eq!((plan.admitted.len(), plan.swap_ins.len()), (1, 1));
+}
+
+#[test]
+fn what_the_host_holds_of_a_rewritten_sequence_stays_if_all_of_it_is_kept() {
+    let (mut s, _) = preempted(8);
+    // Seven tokens are held.
+    s.rewrite(RequestId(1), 0, 7, &[3]).unwrap();
+    assert_eq!(s.kv().usage().host_free, 6);
+    s.rewrite(RequestId(1), 0, 7, &[]).unwrap();
+    assert_eq!(s.kv().usage().host_free, 8);
+}

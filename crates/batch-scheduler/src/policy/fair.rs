@@ -84,3 +84,32 @@ impl SchedulingPolicy for WeightedFair {
         self.victim.choose(behind)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(fair: &mut WeightedFair, class: u64, tokens: usize) {
+        fair.backlog_began(class);
+        assert_eq!(fair.next_queue(&[class]), 0);
+        fair.served(class, tokens);
+    }
+
+    #[test]
+    fn accounts_that_say_nothing_are_dropped_and_debts_are_not() {
+        let mut fair = WeightedFair::new();
+        for class in 10..2010 {
+            serve(&mut fair, class, 1);
+        }
+        serve(&mut fair, 1, 500);
+        for _ in 0..9 {
+            serve(&mut fair, 2, 10);
+        }
+        assert!(fair.accounts.len() < 10, "{}", fair.accounts.len());
+        for class in 1..=3 {
+            fair.backlog_began(class);
+        }
+        assert_eq!(fair.next_queue(&[1, 3]), 1, "the first class is in debt");
+        assert_eq!(fair.next_queue(&[1, 2]), 1, "more than the second");
+    }
+}

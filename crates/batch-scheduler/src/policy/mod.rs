@@ -63,7 +63,7 @@ pub trait SchedulingPolicy: Send {
     fn backlog_began(&mut self, _queue: u64) {}
 
     /// Index in `backlogged` of the queue whose head is admitted next. `backlogged` is sorted and
-    /// not empty. An index out of range counts as the last.
+    /// not empty; asked also where it holds one queue. An index out of range counts as the last.
     fn next_queue(&mut self, _backlogged: &[u64]) -> usize {
         0
     }

@@ -21,7 +21,7 @@ use crate::plan::SlotId;
 use crate::policy::{Candidate, Fcfs, RequestInfo, SchedulingPolicy};
 use crate::request::{AddError, Request, RequestId, SeqParams};
 use crate::scheduler::step::{Record, Spares};
-use crate::sequence::{Seq, Status, StopTokens};
+use crate::sequence::{Drafts, Seq, Status, StopTokens};
 use crate::stats::{StepStats, Totals};
 use crate::tokens::Tokens;
 use crate::waiting::{Order, Waiting};
@@ -280,9 +280,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
 
     /// Proposes the tokens that follow the last known one of a sequence; the next step in which
     /// it decodes verifies as many of them as fit. `false` if there is no such sequence, or none
-    /// that decodes. They are dropped if the sequence gets longer before that, so with several
-    /// steps in flight a sequence is proposed for when its last sample is in; while its drafts
-    /// are being verified it takes part in no other step.
+    /// that decodes, or its next token is in flight already: with several steps in flight a
+    /// sequence is proposed for when its last sample is in. While its drafts are being verified it
+    /// takes part in no other step.
     pub fn set_drafts(&mut self, id: RequestId, index: u32, drafts: &[TokenId]) -> bool {
         let Some(key) = self.find(id, index) else {
             return false;
@@ -296,10 +296,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         {
             return false;
         }
-        let own = seq.drafts.get_or_insert_default();
-        own.tokens.clear();
-        own.tokens.extend_from_slice(drafts);
-        own.at = seq.tokens.len();
+        let Drafts(own) = &mut **seq.drafts.get_or_insert_default();
+        own.clear();
+        own.extend_from_slice(drafts);
         true
     }
 

@@ -6,7 +6,7 @@ use crate::plan::{AdmittedSeq, SlotId};
 use crate::policy::Candidate;
 use crate::scheduler::Scheduler;
 use crate::scheduler::step::Draft;
-use crate::sequence::{Seq, Status};
+use crate::sequence::{Drafts, Seq, Status};
 use crate::tokens::Tokens;
 use crate::waiting::Order;
 
@@ -184,15 +184,13 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
 /// How many of a sequence's drafts go into its row of `len` tokens.
 #[inline]
 fn usable_drafts<P>(seq: &Seq<P>, len: usize, share: usize) -> usize {
-    let Some(drafts) = &seq.drafts else {
+    let Some(Drafts(drafts)) = seq.drafts.as_deref() else {
         return 0;
     };
-    if seq.sampling > 0 || drafts.at != seq.tokens.len() {
-        return 0;
-    }
+    debug_assert!(drafts.is_empty() || seq.sampling == 0, "proposed too early");
     // A verified row adds one token more than it accepts drafts.
     let room = (seq.limit - seq.tokens.len() - 1) as usize;
-    drafts.tokens.len().min(share - len).min(room)
+    drafts.len().min(share - len).min(room)
 }
 
 /// Room for the next `len` tokens of a sequence. `None`: does not fit.

@@ -86,7 +86,7 @@ impl<P: Clone> Draft<P> {
             && drafts > 0
         {
             plan.drafts
-                .extend_from_slice(&proposed.tokens[..drafts as usize]);
+                .extend_from_slice(&proposed.0[..drafts as usize]);
             seq.speculating = true;
         }
         let row = plan.rows.len() as u32;
@@ -99,12 +99,12 @@ impl<P: Clone> Draft<P> {
             drafts: drafts_from..plan.drafts.len() as u32,
         });
         let wanted = seq.wanted();
-        if wanted > seq.num_prompt && seq.computed + 1 == wanted {
-            self.stats.decode_tokens += (len + drafts) as usize;
-        } else {
-            self.stats.prefill_tokens += len as usize;
+        let computes = (len + drafts) as usize;
+        match wanted > seq.num_prompt && seq.computed + 1 == wanted {
+            true => self.stats.decode_tokens += computes,
+            false => self.stats.prefill_tokens += computes,
         }
-        self.budget -= (len + drafts) as usize;
+        self.budget -= computes;
         seq.computed += len;
         seq.in_flight += 1;
         let sampled = seq.computed == wanted;

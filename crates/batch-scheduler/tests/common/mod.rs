@@ -2,6 +2,7 @@
 //! block tables of a plan and once plainly.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod figures;
 pub mod life;
 pub mod manual;
 pub mod model;

@@ -81,6 +81,12 @@ impl PagedRunner {
         self.slots.iter().flatten().count()
     }
 
+    /// Tokens known in a slot, those of steps in flight included, and how many are the prompt.
+    pub fn known(&self, slot: SlotId) -> Option<(u32, u32)> {
+        let slot = self.slots[slot.0 as usize].as_ref()?;
+        Some((slot.tokens.len() as u32, slot.num_prompt))
+    }
+
     fn take_released(&mut self, plan: &StepPlan<Params>) {
         for &slot in &plan.released {
             self.assert_unread(slot, "released");

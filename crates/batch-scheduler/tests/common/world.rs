@@ -8,6 +8,7 @@ use batch_scheduler::{
 };
 use paged_kv::{BlockManager, BlockSize, Config, TokenId};
 
+use super::figures::{check_figures, check_views};
 use super::model::{End, Params, sequential};
 use super::runner::PagedRunner;
 
@@ -21,6 +22,8 @@ struct Expected {
     got: Vec<TokenId>,
     extras: usize,
     prompt_extras: u32,
+    /// Each position of the prompt is reported: none comes from the cache or from another sequence.
+    reports_all: bool,
     finished: Option<FinishReason>,
 }
 
@@ -35,6 +38,7 @@ pub struct World {
     pub steps: usize,
     pub preemptions: usize,
     pub abandoned: usize,
+    ended: u64,
 }
 
 impl World {
@@ -69,6 +73,7 @@ impl World {
             steps: 0,
             preemptions: 0,
             abandoned: 0,
+            ended: 0,
         }
     }
 
@@ -80,7 +85,8 @@ impl World {
                 SeqParams::PerSequence(p) => p[index as usize],
             };
             let (prompt, stop) = (request.prompt.clone(), request.stop.clone());
-            let expected = self.expect(prompt, stop, params, Vec::new());
+            let mut expected = self.expect(prompt, stop, params, Vec::new());
+            expected.reports_all = index == 0 && !request.use_prefix_cache;
             self.expected.insert((request.id, index), expected);
         }
         Ok(())
@@ -103,6 +109,7 @@ impl World {
             extras: got.len(),
             got,
             prompt_extras: 0,
+            reports_all: false,
             finished: None,
             params,
             stop,
@@ -127,9 +134,9 @@ impl World {
         got.extend_from_slice(tail);
         let (prompt, stop) = (of.prompt.clone(), of.stop.clone());
         let kept = prompt.len() + keep;
-        let (params, prompt_extras) = match to == index {
-            true => (of.params, of.prompt_extras),
-            false => (params, 0),
+        let (params, prompt_extras, reports_all) = match to == index {
+            true => (of.params, of.prompt_extras, of.reports_all),
+            false => (params, 0, false),
         };
         match to == index {
             true => self.scheduler.rewrite(id, index, kept, tail)?,
@@ -137,16 +144,30 @@ impl World {
         }
         let mut expected = self.expect(prompt, stop, params, got);
         expected.prompt_extras = prompt_extras;
+        expected.reports_all = reports_all;
         self.expected.insert((id, to), expected);
         Ok(())
     }
 
     /// Plans and launches a step. Returns whether there was one.
     pub fn launch(&mut self) -> bool {
+        let before = self.scheduler.stats();
         let Some(plan) = self.scheduler.schedule() else {
             return false;
         };
         self.steps += 1;
+        check_figures(&before, &self.scheduler, &plan, &self.runner);
+        for row in &plan.rows {
+            let (id, index, _) = self.scheduler.occupant(row.slot).expect("taken");
+            let seq = &self.expected[&(id, index)];
+            let limit =
+                (seq.prompt.len() + seq.stop.max_tokens as usize).min(self.scheduler.max_len());
+            let end = (row.start + row.len) as usize;
+            assert!(
+                end < limit,
+                "{id}.{index}: the last token is never computed"
+            );
+        }
         let stats = self.scheduler.stats().last_step;
         self.preemptions += stats.preemptions;
         if stats.preemptions > 0 {
@@ -231,6 +252,8 @@ impl World {
                 } => {
                     let seq = self.expected.get_mut(&(id, index)).expect("known");
                     assert_eq!(seq.finished, None, "{id}.{index}: token after the end");
+                    let prompt = seq.prompt.len() as u32;
+                    assert!(!seq.reports_all || seq.prompt_extras == prompt);
                     seq.got.extend_from_slice(&tokens);
                     seq.extras += extras.len();
                     assert!(
@@ -248,7 +271,10 @@ impl World {
                     extras,
                 } => {
                     let seq = self.expected.get_mut(&(id, index)).expect("known");
+                    assert_eq!(seq.finished, None, "{id}.{index}: extras after the end");
                     assert!(start >= seq.prompt_extras, "{id}.{index}: reported twice");
+                    assert!(!seq.reports_all || start == seq.prompt_extras);
+                    assert!(!extras.is_empty());
                     seq.prompt_extras = start + extras.len() as u32;
                     assert!(seq.prompt_extras as usize <= seq.prompt.len());
                 }
@@ -274,9 +300,14 @@ impl World {
                         assert_eq!(end, seq.end, "{id}.{index}");
                     }
                     seq.finished = Some(reason);
+                    self.ended += 1;
                 }
             }
         }
+        assert_eq!(self.scheduler.stats().totals.finished, self.ended);
+        let live = self.expected.iter().filter(|(_, s)| s.finished.is_none());
+        let known = live.map(|(&key, s)| (key, (s.prompt.len(), s.got.len())));
+        check_views(&self.scheduler, &known.collect());
     }
 
     /// Runs until nothing is left, with `depth` steps in flight, and checks that nothing leaked.

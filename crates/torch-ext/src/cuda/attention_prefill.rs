@@ -23,6 +23,7 @@ pub(crate) static SM90: Source = Source {
     name: "attention_prefill_sm90",
     text: concat!(
         include_str!("../../csrc/cuda/hopper.cuh"),
+        include_str!("../../csrc/cuda/attention_tiles.cuh"),
         include_str!("../../csrc/cuda/attention_prefill_sm90.cu")
     ),
     variants: &[

@@ -5,7 +5,9 @@ use tch::{Kind, Tensor};
 use super::check::{HALVES, Operand};
 use super::compile::Source;
 use super::kernels::{Arg, Defines, Kernels, Launch};
-use super::linear_wgmma_plan::{GROUPS, MAX_ROWS, Problem, WgmmaPlan, best, plans, wins};
+use super::linear_wgmma_plan::{
+    GROUPS, MAX_ROWS, MOST_ADDED, Problem, WgmmaPlan, best, plans, wins,
+};
 use super::rope::{element, same_kind};
 use super::tensor_map::TensorMap;
 use crate::Error;
@@ -131,7 +133,8 @@ impl Kernels {
             k: in_features,
             gated: false,
         };
-        self.prefers_wgmma(rows, out_features, in_features)
+        rows <= MOST_ADDED
+            && self.prefers_wgmma(rows, out_features, in_features)
             && out_features.is_multiple_of(8)
             && best(problem, self.num_sms()).is_some_and(|plan| plan.adds())
     }

@@ -166,7 +166,9 @@ pub(super) fn best(problem: Problem, num_sms: usize) -> Option<WgmmaPlan> {
     let tiles = |wgs: usize| problem.n.div_ceil(64 * wgs);
     // K is divided only where that leaves a block much of it.
     let long = chunks >= LONG;
-    let one_round = (1..=4).find(|wgs| tiles(*wgs) <= num_sms);
+    // With few tokens, large tiles leave too few copies under way; two rounds of smaller ones are faster.
+    let most = if problem.tokens <= 64 { 2 } else { 4 };
+    let one_round = (1..=most).find(|wgs| tiles(*wgs) <= num_sms);
     let wanted = match one_round {
         Some(1) if long && 4 * tiles(1) <= num_sms => (1, 4, 1),
         Some(1) if long && 2 * tiles(1) <= num_sms => (1, 2, 1),
@@ -189,6 +191,10 @@ pub(super) fn wins(tokens: usize, n: usize, k: usize, num_sms: usize) -> bool {
     let both = k.div_ceil(CHUNK) >= LONG && n <= 4 * 64 * num_sms;
     (FEWEST_ROWS..=64).contains(&tokens) || (tokens <= MAX_ROWS && tokens > 64 && both)
 }
+
+/// Most rows for which adding to the residual in one product and leaving a factor of the norm to the next was measured to
+/// be faster than a norm between them: with more, the product's end takes longer than the norm.
+pub(super) const MOST_ADDED: usize = 64;
 
 /// Below, `linear_small` is faster.
 const FEWEST_ROWS: usize = 17;

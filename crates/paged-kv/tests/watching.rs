@@ -276,6 +276,18 @@ fn a_cached_block_is_no_room_for_what_it_is_the_beginning_of() {
 }
 
 #[test]
+fn a_swapped_sequence_takes_no_block_for_a_beginning_that_went_back() {
+    let mut kv = BlockManager::new(config(4, 2).host_blocks(4)).unwrap();
+    let tokens = [1, 2, 3, 4, 5];
+    let mut table = kv.allocate(&tokens, NONE, true, 5).unwrap().table;
+    kv.reclaim_before(&mut table, 2);
+    let swapped = kv.swap_out(table, 5, &mut Vec::new()).unwrap();
+    let table = kv.swap_in(swapped, &tokens, 7, &mut Vec::new()).unwrap();
+    assert_eq!((table.blocks().len(), kv.num_available()), (4, 1));
+    kv.free(table);
+}
+
+#[test]
 fn numbers_of_blocks_are_what_they_say() {
     let mut kv = BlockManager::new(config(3, 2)).unwrap();
     let table = kv.allocate(&[1], NONE, true, 6).unwrap().table;

@@ -99,8 +99,8 @@
 //!
 //! A decode step allocates nothing but the growth of token lists and block tables, which double (a
 //! fiftieth of an allocation a sequence and step in `benches/scheduler.rs`), copies no token list and
-//! no table, and hashes a block's tokens only when the block is full. Its cost is linear in the
-//! running sequences and independent of the size of the cache.
+//! no table, and hashes a block's tokens only when the block is full. It is linear work in the
+//! running sequences, and the same work whatever the size of the cache.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 

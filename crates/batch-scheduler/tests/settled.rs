@@ -9,20 +9,20 @@ use paged_kv::{KvAllocator, Salt};
 
 #[test]
 fn a_block_can_be_found_as_soon_as_it_is_full() {
-    let mut s = scheduler(config(), 32);
-    let r = request(0, 5, 20);
-    let mut known = r.prompt.clone();
-    s.add(r).unwrap();
-    for token in 50..68 {
-        let computed = known.len();
-        step(&mut s, token);
-        known.push(token);
-        known.push(0); // the last token of a prompt is never found
-        assert_eq!(
-            s.kv_mut().match_prefix(&known, Salt::NONE),
-            computed / 4 * 4
-        );
-        known.pop();
+    for prompt in 1..9 {
+        let mut s = scheduler(config(), 32);
+        let r = request(0, prompt, 20);
+        let mut known = r.prompt.clone();
+        s.add(r).unwrap();
+        for token in 50..68 {
+            let computed = known.len();
+            step(&mut s, token);
+            known.push(token);
+            known.push(0); // the last token of a prompt is never found
+            let found = s.kv_mut().match_prefix(&known, Salt::NONE);
+            assert_eq!(found, computed / 4 * 4, "{computed} computed of {prompt}");
+            known.pop();
+        }
     }
 }
 

@@ -59,6 +59,11 @@ pub(crate) fn random_u64() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// A key of 128 bits from the same source.
+pub(crate) fn random_key() -> u128 {
+    u128::from(random_u64()) << 64 | u128::from(random_u64())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +84,18 @@ mod tests {
         let root = keyed.root(Salt::NONE);
         assert_ne!(base, keyed.next(root, &[1, 2, 3, 4]));
         assert_ne!(random_u64(), random_u64());
+        // Each bit of the parent's hash.
+        for bit in 0..128 {
+            let bit = 1u128 << bit;
+            let [one, two] = [[0, 0], [bit as u64, (bit >> 64) as u64]].map(BlockHash);
+            assert_ne!(h.next(one, &[1, 2, 3, 4]), h.next(two, &[1, 2, 3, 4]));
+        }
+    }
+
+    #[test]
+    fn both_halves_of_a_key_are_random() {
+        let (a, b) = (random_key(), random_key());
+        assert_ne!(a >> 64, b >> 64);
+        assert_ne!(a as u64, b as u64);
     }
 }

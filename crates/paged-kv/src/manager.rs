@@ -3,7 +3,7 @@
 use crate::allocator::KvAllocator;
 use crate::config::{Config, ConfigError};
 use crate::events::CacheObserver;
-use crate::hash::random_u64;
+use crate::hash::{random_key, random_u64};
 use crate::ids::{BlockId, BlockSize, Salt, TokenId};
 use crate::pool::BlockPool;
 use crate::prefix::{Chain, Prefixes};
@@ -44,9 +44,7 @@ impl<O: CacheObserver> BlockManager<O> {
     /// A manager that tells `observer` what becomes findable and what is forgotten.
     pub fn with_observer(config: Config, observer: O) -> Result<Self, ConfigError> {
         let num_blocks = config.check()?;
-        let key = config
-            .hash_key
-            .unwrap_or_else(|| (random_u64() as u128) << 64 | random_u64() as u128);
+        let key = config.hash_key.unwrap_or_else(random_key);
         Ok(Self {
             id: random_u64(),
             block_size: config.block_size,

@@ -227,6 +227,82 @@ fn publishing_goes_on_behind_a_beginning_that_is_still_cached() {
 }
 
 #[test]
+fn publishing_goes_on_in_forks_and_copies_behind_a_beginning_that_went_back() {
+    let tokens = [1, 2, 3, 4, 5];
+    // A fork of what is published, which writes behind it; or a copy of the block that follows.
+    for shared in [2, 3] {
+        let mut kv = BlockManager::new(config(6, 2)).unwrap();
+        let mut a = kv.allocate(&tokens, NONE, true, 4).unwrap().table;
+        kv.publish(&mut a, &tokens, 2);
+        kv.reclaim_before(&mut a, 2);
+        let mut b = kv.fork(&mut a, shared);
+        kv.extend(&mut b, shared, 5, &mut Vec::new()).unwrap();
+        kv.publish(&mut b, &tokens, 5);
+        assert_eq!(kv.match_prefix(&tokens, NONE), 4, "{shared} shared");
+        kv.free(a);
+        kv.free(b);
+    }
+}
+
+#[test]
+fn only_what_was_looked_up_counts_as_a_query() {
+    let mut kv = BlockManager::new(config(6, 2)).unwrap();
+    let table = kv.allocate(&[1, 2, 3], NONE, false, 3).unwrap().table;
+    assert_eq!(kv.usage().queried_tokens, 0);
+    kv.free(table);
+    let mut kv = BlockManager::new(config(6, 2).prefix_caching(false)).unwrap();
+    let table = kv.allocate(&[1, 2, 3], NONE, true, 3).unwrap().table;
+    assert_eq!(kv.usage().queried_tokens, 0);
+    kv.free(table);
+}
+
+#[test]
+fn a_cached_block_is_no_room_for_what_it_is_the_beginning_of() {
+    let mut kv = BlockManager::new(config(3, 2).host_blocks(3)).unwrap();
+    let tokens = [1, 2, 3, 4, 5];
+    let mut table = kv.allocate(&tokens, NONE, true, 5).unwrap().table;
+    kv.publish(&mut table, &tokens, 2);
+    let swapped = kv.swap_out(table, 5, &mut Vec::new()).unwrap();
+    let other = kv.allocate(&[9], NONE, true, 2).unwrap().table;
+    let mut moves = Vec::new();
+    // One block is free, and one is cached: the first of the three that are asked for.
+    let table = kv.swap_in(swapped, &tokens, 5, &mut moves);
+    let swapped = table.unwrap_err();
+    assert_eq!((moves.len(), kv.usage().cached), (0, 1));
+    kv.free(other);
+    let table = kv.swap_in(swapped, &tokens, 5, &mut moves).unwrap();
+    assert_eq!(moves.len(), 2);
+    kv.free(table);
+}
+
+#[test]
+fn a_swapped_sequence_takes_no_block_for_a_beginning_that_went_back() {
+    let mut kv = BlockManager::new(config(4, 2).host_blocks(4)).unwrap();
+    let tokens = [1, 2, 3, 4, 5];
+    let mut table = kv.allocate(&tokens, NONE, true, 5).unwrap().table;
+    kv.reclaim_before(&mut table, 2);
+    let swapped = kv.swap_out(table, 5, &mut Vec::new()).unwrap();
+    let table = kv.swap_in(swapped, &tokens, 7, &mut Vec::new()).unwrap();
+    assert_eq!((table.blocks().len(), kv.num_available()), (4, 1));
+    kv.free(table);
+}
+
+#[test]
+fn numbers_of_blocks_are_what_they_say() {
+    let mut kv = BlockManager::new(config(3, 2)).unwrap();
+    let table = kv.allocate(&[1], NONE, true, 6).unwrap().table;
+    for block in table.blocks() {
+        let number = block.index() as u32;
+        assert_eq!(
+            (block.get(), block.to_string()),
+            (number, number.to_string())
+        );
+    }
+    assert_eq!(BlockSize::new(16).unwrap().to_string(), "16");
+    kv.free(table);
+}
+
+#[test]
 #[should_panic(expected = "this swapped table belongs to another block manager")]
 fn a_swapped_table_of_another_manager_is_refused() {
     let host = || BlockManager::new(config(4, 2).host_blocks(4)).unwrap();

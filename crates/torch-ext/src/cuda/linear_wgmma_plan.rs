@@ -166,9 +166,7 @@ pub(super) fn best(problem: Problem, num_sms: usize) -> Option<WgmmaPlan> {
     let tiles = |wgs: usize| problem.n.div_ceil(64 * wgs);
     // K is divided only where that leaves a block much of it.
     let long = chunks >= LONG;
-    // With few tokens, large tiles leave too few copies under way; two rounds of smaller ones are faster.
-    let most = if problem.tokens <= 64 { 2 } else { 4 };
-    let one_round = (1..=most).find(|wgs| tiles(*wgs) <= num_sms);
+    let one_round = (1..=4).find(|wgs| tiles(*wgs) <= num_sms);
     let wanted = match one_round {
         Some(1) if long && 4 * tiles(1) <= num_sms => (1, 4, 1),
         Some(1) if long && 2 * tiles(1) <= num_sms => (1, 2, 1),

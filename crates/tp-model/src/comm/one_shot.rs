@@ -28,7 +28,7 @@ pub struct OneShot {
     long: Option<Nccl>,
     /// For ranks that share a GPU, where a thread that has the driver do something that waits for
     /// the device (to load code, to allocate) would wait for another rank's kernel, which waits for
-    /// this thread: nobody starts an exchange before all threads are about to.
+    /// this thread: nobody starts an exchange before all threads are about to, and nobody goes on before all have.
     meeting: Option<Threads>,
 }
 
@@ -94,6 +94,17 @@ impl OneShot {
         }
     }
 
+    /// An exchange, which all ranks start before any of them goes on, if they share a GPU.
+    fn together<T>(
+        &self,
+        exchange: impl FnOnce() -> Result<T, torch_ext::Error>,
+    ) -> Result<T, CommError> {
+        self.start()?;
+        let result = exchange().map_err(|e| self.failed(e))?;
+        self.start()?;
+        Ok(result)
+    }
+
     fn unsupported<T>(&self, verb: &str, peer: usize) -> Result<T, CommError> {
         let what = format!("cannot {verb} rank {peer}: one-shot exchanges are among all ranks");
         Err(self.error(what))
@@ -113,9 +124,7 @@ impl Collective for OneShot {
         if let Some(nccl) = self.long(&tensor) {
             return nccl.all_reduce_sum(tensor);
         }
-        self.start()?;
-        let sum = self.ranks.all_reduce_sum(&tensor.contiguous());
-        sum.map_err(|e| self.failed(e))
+        self.together(|| self.ranks.all_reduce_sum(&tensor.contiguous()))
     }
 
     fn all_reduce_norm(
@@ -130,20 +139,16 @@ impl Collective for OneShot {
         if !halves || !cuda::OneShot::norms(width) || self.long(x).is_some() {
             return Ok(None);
         }
-        self.start()?;
-        let normed = self
-            .ranks
-            .all_reduce_norm(&x.contiguous(), residual, weight, eps);
-        normed.map(Some).map_err(|e| self.failed(e))
+        let x = x.contiguous();
+        let normed = self.together(|| self.ranks.all_reduce_norm(&x, residual, weight, eps))?;
+        Ok(Some(normed))
     }
 
     fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
         if let Some(nccl) = &self.long {
             return nccl.all_gather(tensor);
         }
-        self.start()?;
-        let all = self.ranks.all_gather(&tensor.contiguous());
-        let all = all.map_err(|e| self.failed(e))?;
+        let all = self.together(|| self.ranks.all_gather(&tensor.contiguous()))?;
         Ok(Tensor::cat(&all.unbind(0), -1))
     }
 
@@ -151,9 +156,7 @@ impl Collective for OneShot {
         if let Some(nccl) = &self.long {
             return nccl.gather(tensor, root);
         }
-        self.start()?;
-        let all = self.ranks.gather(&tensor.contiguous(), root);
-        let all = all.map_err(|e| self.failed(e))?;
+        let all = self.together(|| self.ranks.gather(&tensor.contiguous(), root))?;
         Ok(all.map(|all| Tensor::cat(&all.unbind(0), -1)))
     }
 
@@ -161,9 +164,7 @@ impl Collective for OneShot {
         if let Some(nccl) = &self.long {
             return nccl.broadcast(tensor, root);
         }
-        self.start()?;
-        let told = self.ranks.broadcast(&tensor.contiguous(), root);
-        told.map_err(|e| self.failed(e))
+        self.together(|| self.ranks.broadcast(&tensor.contiguous(), root))
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError> {

@@ -39,7 +39,7 @@ pub trait Linear: Send + fmt::Debug {
         NormInput::Added(Some(self.forward(x)))
     }
 
-    /// Whether [`NormInput::Deferred`] is no detour for so many rows.
+    /// Whether a norm that lacks its last factor (`NormInput::Deferred`, on CUDA) is no detour for so many rows.
     fn takes_deferred(&self, _rows: usize) -> bool {
         false
     }

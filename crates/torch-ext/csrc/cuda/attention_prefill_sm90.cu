@@ -16,8 +16,8 @@
 // hopper.cuh and attention_tiles.cuh stand before this file when it is compiled.
 
 /// The arguments of attention_prefill; how many tiles there are, and a zero that counts those taken; for TMA, the cache as
-/// [64, 8, HEAD_DIM / 64, groups of eight rows] in boxes of BOX rows, and q as [HEAD_DIM, heads, tokens] in boxes of 64 x ratio x (ROWS / ratio). Grid:
-/// as many blocks as are to be busy.
+/// [64, 8, HEAD_DIM / 64, groups of eight rows] in boxes of BOX rows, and q as [HEAD_DIM, heads, tokens] in boxes of
+/// 64 x ratio x (ROWS / ratio). Grid: as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
                            const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,

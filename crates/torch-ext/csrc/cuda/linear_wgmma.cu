@@ -87,20 +87,9 @@ struct Cursor {
     }
 };
 
-/// What `finish` does, with a row of 16 or 32 bytes for each token at once: through `scratch`, 256 bytes of this warp's,
-/// where the 8 x 8 parts are turned around. For rows of y that begin at multiples of 16 bytes.
-DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 c, u32 scratch) {
-    const int wide = SILU ? 1 : 2; // parts
-    u32 to = scratch + (lane % 8 * wide + (SILU ? 0 : lane / 8 % 2)) * 16;
-#if SILU
-    int row = tile * 8;
-    if (p.bias && row < p.outputs) {
-        float gate = to_float(p.bias[row + lane / 4]), up = to_float(p.bias[p.outputs + row + lane / 4]);
-        c = add(c, make_float4(gate, gate, up, up));
-    }
-    u32 part = pack2<elem>(to_float(activated(c.x, c.z)), to_float(activated(c.y, c.w)));
-    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
-#else
+/// A lane's part of 16 rows and 8 tokens, with the bias, to `scratch`: 32 bytes for each token.
+DEVICE void turn_around(const Problem &p, int tile, int lane, float4 c, u32 scratch) {
+    u32 to = scratch + (lane % 8 * 2 + lane / 8 % 2) * 16;
     int row = tile * 16;
     if (p.bias && row < p.outputs) {
         float low = to_float(p.bias[row + lane / 4]);
@@ -110,6 +99,24 @@ DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(pack2<elem>(c.x, c.y)),
                  "r"(pack2<elem>(c.z, c.w))
                  : "memory");
+}
+
+/// What `finish` does, with a row of 16 or 32 bytes for each token at once: through `scratch`, 256 bytes of this warp's,
+/// where the 8 x 8 parts are turned around. For rows of y that begin at multiples of 16 bytes.
+DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 c, u32 scratch) {
+    const int wide = SILU ? 1 : 2; // parts
+#if SILU
+    u32 to = scratch + lane % 8 * 16;
+    int row = tile * 8;
+    if (p.bias && row < p.outputs) {
+        float gate = to_float(p.bias[row + lane / 4]), up = to_float(p.bias[p.outputs + row + lane / 4]);
+        c = add(c, make_float4(gate, gate, up, up));
+    }
+    u32 part = pack2<elem>(to_float(activated(c.x, c.z)), to_float(activated(c.y, c.w)));
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
+#else
+    int row = tile * 16;
+    turn_around(p, tile, lane, c, scratch);
 #endif
     __syncwarp();
     int token = group * 8 + lane / wide;
@@ -125,8 +132,7 @@ DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 
     __syncwarp();
 }
 
-/// Where a lane's 16 bytes of what `finish_rows` (without SILU) or `finish_added` write begin: a token, and which row; -1
-/// if there are none.
+/// Where a lane's 16 bytes of what `finish_added` reads and writes begin: a token, and which row; -1 if there are none.
 struct Place {
     int token, row;
     i64 at;
@@ -141,14 +147,7 @@ struct Place {
 DEVICE float finish_added(const Problem &p, elem *residual, const elem *gain, int tile, int group, int lane, float4 c,
                           u32 scratch, Vec16 before) {
     const Place place(p, tile, group, lane);
-    if (p.bias && tile * 16 < p.outputs) {
-        int row = tile * 16 + lane / 4;
-        float low = to_float(p.bias[row]), high = row + 8 < p.outputs ? to_float(p.bias[row + 8]) : 0.f;
-        c = add(c, make_float4(low, low, high, high));
-    }
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(scratch + (lane % 8 * 2 + lane / 8 % 2) * 16),
-                 "r"(pack2<elem>(c.x, c.y)), "r"(pack2<elem>(c.z, c.w))
-                 : "memory");
+    turn_around(p, tile, lane, c, scratch);
     __syncwarp();
     float squares = 0.f;
     if (place.at >= 0) {

@@ -56,13 +56,8 @@ pub struct DeferredNorm {
 
 impl DeferredNorm {
     /// How many rows.
-    pub fn len(&self) -> usize {
+    pub fn num_rows(&self) -> usize {
         self.rows.size()[0] as usize
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The norm itself, `[rows, width]`, for products that cannot take it like this.
@@ -282,7 +277,9 @@ impl Kernels {
         let outputs = if gated { n / 2 } else { n };
         let y = self.empty(&[tokens, outputs], w.kind())?;
         if tokens == 0 || n == 0 {
-            return Ok(Written { y, squares: None });
+            let squares = self.empty(&[0, tokens], Kind::Float)?;
+            let squares = extras.add.is_some().then_some(squares);
+            return Ok(Written { y, squares });
         }
         let problem = Problem {
             tokens,

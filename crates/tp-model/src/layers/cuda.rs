@@ -92,7 +92,7 @@ impl Linear for CudaLinear {
     fn forward_normed(&self, input: &NormInput, residual: &mut Tensor, norm: &RmsNorm) -> Tensor {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
         match input {
-            NormInput::Deferred(x) if self.takes_deferred(x.len()) => {
+            NormInput::Deferred(x) if self.takes_deferred(x.num_rows()) => {
                 computed(self.kernels.linear_wgmma_deferred(x, weight, bias))
             }
             NormInput::Added(x) if self.fuses(Self::rows_of(residual)) => {

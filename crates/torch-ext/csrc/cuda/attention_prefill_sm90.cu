@@ -15,14 +15,14 @@
 // TMA copy takes, 8 to KEYS, a divisor of KEYS and of the block size.
 // hopper.cuh and attention_tiles.cuh stand before this file when it is compiled.
 
-/// The arguments of attention_prefill; how many tiles there are, and a zero that counts those taken; for TMA, the cache as
-/// [64, 8, HEAD_DIM / 64, groups of eight rows] in boxes of BOX rows, and q as [HEAD_DIM, heads, tokens] in boxes of
+/// The arguments of attention_prefill, with a zero behind the tiles, which counts those taken; how many tiles there are; for
+/// TMA, the cache as [64, 8, HEAD_DIM / 64, groups of eight rows] in boxes of BOX rows, and q as [HEAD_DIM, heads, tokens] in boxes of
 /// 64 x ratio x (ROWS / ratio). Grid: as many blocks as are to be busy.
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_prefill_sm90(const elem *q, const elem *k, const elem *v, const int *block_tables, const int *query_start,
-                           const int *context_len, const int *tiles, elem *out, int tokens, int num_seqs, int heads,
+                           const int *context_len, int *tiles, elem *out, int tokens, int num_seqs, int heads,
                            int kv_heads, int width, int blocks, int block_size, int window, float scale, float soft_cap,
-                           int num_tiles, int *taken, const __grid_constant__ TensorMap q_map,
+                           int num_tiles, const __grid_constant__ TensorMap q_map,
                            const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
 #if HOPPER
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -95,6 +95,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             }
             barrier_arrive_copies(barrier);
         };
+        u32 *taken = (u32 *)tiles + 3 * num_tiles;
         Tile t;
         t.take(a, taken, num_tiles, lane);
         Rows rows = {};

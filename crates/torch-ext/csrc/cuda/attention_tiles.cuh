@@ -98,12 +98,6 @@ DEVICE void copy_box3(u32 to, const TensorMap *map, int column, int middle, int 
                  "l"(map), "r"(column), "r"(middle), "r"(row), "r"(barrier), "l"(policy)
                  : "memory");
 }
-/// What L2 does without a policy.
-DEVICE u64 policy_usual() {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 
 /// A place in a ring of buffers and how often it went round.
 struct Ring {
@@ -147,11 +141,12 @@ struct Tile {
         steps = end > begin ? (end - begin + KEYS - 1) / KEYS : 0;
     }
 
-    /// The next tile of the list that is there; no steps if none is left.
-    DEVICE void take(const Args &a, int *taken, int total, int lane) {
+    /// The next tile of the list that is there; no steps if none is left. `taken` counts them, and in the end, when every
+    /// block has found that none is left, is zero again for the kernel after this one.
+    DEVICE void take(const Args &a, u32 *taken, int total, int lane) {
         do {
             int index = 0;
-            if (lane == 0) index = atomicAdd(taken, 1);
+            if (lane == 0) index = atomicInc(taken, total + gridDim.x - 1);
             index = __shfl_sync(FULL_WARP, index, 0);
             steps = 0;
             if (index >= total) return;

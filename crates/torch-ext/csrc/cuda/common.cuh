@@ -226,6 +226,13 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 
+/// x / (1 + e^-x) to within a few units in the last place of float32.
+DEVICE float silu_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.f + exp2_fast(-1.4426950408889634f * x)));
+    return x * y;
+}
+
 /// Over the thread block; every thread gets the result. `scratch` is shared memory for 33 floats,
 /// not used for anything else; all threads call it, in a block of whole warps.
 DEVICE float block_sum(float x, float *scratch) {

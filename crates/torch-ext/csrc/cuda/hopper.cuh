@@ -110,6 +110,12 @@ DEVICE u64 policy_keep() {
     asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+/// What L2 does without a policy.
+DEVICE u64 policy_usual() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 /// Copies a box, whose first element is (row, column), to shared memory; its bytes count at
 /// `barrier`. What lies outside of the matrix arrives as zeros, and counts.
 DEVICE void copy_box(u32 to, const TensorMap *map, int column, int row, u32 barrier, u64 policy) {
@@ -130,6 +136,32 @@ DEVICE void copy_box_to(u16 mask, u32 to, const TensorMap *map, int column, int 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
                  "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(mask), "l"(policy)
+                 : "memory");
+}
+/// The same as `copy_box4`, to every block of the cluster in `mask`.
+DEVICE void copy_box4_to(u16 mask, u32 to, const TensorMap *map, int column, int group, u32 barrier, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %3, %4}], [%5], %6, %7;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier), "h"(mask), "l"(policy)
+                 : "memory");
+}
+/// Starts copying a box from shared memory, after `proxy_fence`; what lies outside of the matrix is left out.
+DEVICE void store_box(const TensorMap *map, int column, int row, u32 from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column),
+                 "r"(row), "r"(from)
+                 : "memory");
+}
+/// Ends a group of this thread's `store_box`.
+DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Until all of this thread's groups but the `N` newest have read what they store.
+template <int N> DEVICE void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
+/// Until all are complete.
+DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/// Four 8x8 matrices of 2-byte elements, of which a lane holds what it does after `ldmatrix_x4`; lane i gives the address of
+/// row i % 8 of matrix i / 8.
+DEVICE void store_matrix_x4(u32 address, const u32 (&v)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]),
+                 "r"(v[2]), "r"(v[3])
                  : "memory");
 }
 #endif

@@ -63,7 +63,8 @@ impl Kernels {
     }
 
     /// The tiles of a step's prefill, for [`Kernels::attention_prefill`]: triples of a sequence's
-    /// index, a tile's first token and a KV head. `chunks` are (index of a sequence, number of its
+    /// index, a tile's first token and a KV head, and a triple of zeros in which the kernel counts; none
+    /// if there is nothing to do. `chunks` are (index of a sequence, number of its
     /// new tokens, its context with them); `block_size` is that of the cache.
     ///
     /// Tiles that read the same keys and values follow one another, so that these are in the L2 cache,
@@ -96,11 +97,15 @@ impl Kernels {
                 }
             }
         }
+        if !tiles.is_empty() {
+            tiles.extend([0; 3]);
+        }
         tiles
     }
 
-    /// Causal attention of every token of the sequences that `tiles` names (`[n, 3]` int32: what
-    /// [`Kernels::prefill_tiles`] returned for the same heads and blocks, on the device). Keys and values are
+    /// Causal attention of every token of the sequences that `tiles` names (`[n + 1, 3]` int32: what
+    /// [`Kernels::prefill_tiles`] returned for the same heads and blocks, on the device, for one kernel at a
+    /// time). Keys and values are
     /// read from the cache, where the new tokens' were written before. `q` is
     /// `[tokens, heads, head_dim]`; writes these tokens' rows of `out`,
     /// `[tokens, heads * head_dim]`. Any block size. A token's result depends neither on
@@ -121,7 +126,9 @@ impl Kernels {
             tensor: tiles,
             device: self.device(),
         };
-        let [count, _] = operand.of(&[Kind::Int], [None, Some(3)])?;
+        let [rows, _] = operand.of(&[Kind::Int], [None, Some(3)])?;
+        // Less the row that counts.
+        let count = rows.saturating_sub(1);
         if count == 0 {
             return Ok(());
         }
@@ -163,7 +170,7 @@ impl Kernels {
             Arg::from(scores.scale as f32),
             Arg::from(soft_cap),
         ];
-        let (mut grid, taken, maps);
+        let (mut grid, maps);
         grid = count;
         if let Some(rows) = kernel.box_rows {
             defines.push(("BOX", rows as i64));
@@ -187,9 +194,7 @@ impl Kernels {
                 [64, ratio, kernel.rows / ratio],
             )?;
             maps = [q, cache(kv.k)?, cache(kv.v)?];
-            taken =
-                Tensor::f_zeros([1], (Kind::Int, self.device())).map_err(super::sample::torch)?;
-            args.extend([Arg::from(count as i32), Arg::from(&taken)]);
+            args.push(Arg::from(count as i32));
             args.extend(maps.iter().map(Arg::from));
             grid = count.min(self.num_sms());
         }

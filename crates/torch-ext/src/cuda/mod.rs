@@ -26,6 +26,8 @@ mod compile;
 #[cfg(feature = "cuda")]
 mod copy;
 #[cfg(feature = "cuda")]
+mod gated_product;
+#[cfg(feature = "cuda")]
 mod gemv;
 #[cfg(feature = "cuda")]
 mod gemv_plan;
@@ -94,6 +96,7 @@ pub const SOURCES: &[&Source] = &[
     &step::SOURCE,
     &norm::SOURCE,
     &activation::SOURCE,
+    &gated_product::SOURCE,
     &gemv::SOURCE,
     &linear_split::SOURCE,
     &linear_wgmma::SOURCE,
@@ -103,6 +106,7 @@ pub const SOURCES: &[&Source] = &[
     &attention_prefill::SM90,
     &one_shot::SOURCE,
     &rope::SOURCE,
+    &rope::MANY,
     &sample::LOGPROBS,
     &sample::RACE,
     &sample::SCAN,

@@ -31,9 +31,33 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// Warps of a thread block: WARPS in the source.
+pub(crate) static MANY: Source = Source {
+    name: "rope_cache_many",
+    text: concat!(
+        include_str!("../../csrc/cuda/rope.cuh"),
+        include_str!("../../csrc/cuda/rope_cache_many.cu")
+    ),
+    variants: &[
+        &[
+            "T_BF16=1",
+            "HEAD_DIM=128",
+            "ROTARY_DIM=128",
+            "QK_NORM=1",
+            "HEADS=4",
+        ],
+        &[
+            "T_HALF=1",
+            "HEAD_DIM=64",
+            "ROTARY_DIM=64",
+            "QK_NORM=0",
+            "HEADS=4",
+        ],
+    ],
+};
+
+/// Warps of a thread block: WARPS in the sources.
 const WARPS: usize = 8;
-/// From this many tokens on, a warp takes four heads.
+/// From this many tokens on, a warp takes several heads.
 const MANY_TOKENS: usize = 256;
 
 /// Arguments of [`Kernels::write_kv`]. `T` is bfloat16 or float16, the same for all that have it.
@@ -149,15 +173,21 @@ impl Kernels {
         if tokens == 0 {
             return Ok(q);
         }
-        let per_warp = if tokens < MANY_TOKENS { 1 } else { 4 };
+        // For many tokens, a warp takes four heads, or four times as many as it can at a time.
+        let whole = rotary_dim == head_dim && matches!(head_dim, 64 | 128);
+        let (source, rounds, per_warp) = match (tokens >= MANY_TOKENS, whole) {
+            (false, _) => (&SOURCE, 1, 1),
+            (true, false) => (&SOURCE, 4, 4),
+            (true, true) => (&MANY, 4, 4 * 512 / head_dim),
+        };
         let defines = [
             (element(a.qkv.kind()), 1),
             ("HEAD_DIM", head_dim as i64),
             ("ROTARY_DIM", rotary_dim as i64),
             ("QK_NORM", i64::from(a.qk_norm.is_some())),
-            ("HEADS", per_warp as i64),
+            ("HEADS", rounds as i64),
         ];
-        let function = self.function(&SOURCE, "rope_cache", &defines)?;
+        let function = self.function(source, source.name, &defines)?;
         let grid = (tokens * all_heads.div_ceil(per_warp)).div_ceil(WARPS) as u32;
         let launch = Launch::new([grid, 1, 1], 32 * WARPS as u32).pdl();
         let args = [

@@ -112,6 +112,9 @@ impl Linear for CudaLinear {
         let (kernels, weight) = (&self.kernels, &self.weight);
         let rows = Self::rows_of(residual);
         let by_wgmma = self.takes_some(rows) && self.shape().0.is_multiple_of(16);
+        let (out_features, in_features) = self.shape();
+        let large =
+            !self.deterministic && kernels.prefers_gated_product(rows, out_features, in_features);
         match input {
             _ if self.bias.is_some() => {}
             NormInput::Deferred(x) if by_wgmma => {
@@ -127,6 +130,10 @@ impl Linear for CudaLinear {
             _ if by_wgmma => {
                 let x = norm.finish(input, residual);
                 return computed(kernels.linear_wgmma_gated(&x, weight));
+            }
+            _ if large => {
+                let x = norm.finish(input, residual);
+                return computed(kernels.gated_product(&x, weight));
             }
             _ => {}
         }

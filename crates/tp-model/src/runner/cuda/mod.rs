@@ -198,7 +198,7 @@ impl CudaRunner {
                 samples: upload(3 * slots)?,
                 decode: upload(rows)?,
                 // A tile has at least one token; three integers each.
-                tiles: upload(3 * heads.kv_heads * tokens)?,
+                tiles: upload(3 * (heads.kv_heads * tokens + 1))?,
             },
             tables: zeros(&[slots as i64, width as i64])?,
             last_token: zeros(&[slots as i64])?,

@@ -145,3 +145,14 @@ pub struct Sampled<L> {
     /// This sequence cannot go on (its logits are not finite, for instance); the others can.
     pub error: Option<String>,
 }
+
+/// One token, without log-probabilities.
+impl<L> From<TokenId> for Sampled<L> {
+    fn from(token: TokenId) -> Self {
+        Self {
+            tokens: smallvec::smallvec![token],
+            extras: Vec::new(),
+            error: None,
+        }
+    }
+}

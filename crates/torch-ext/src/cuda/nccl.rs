@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::CudaError;
 use super::nccl_api::{Api, Stream, api};
-use super::stream::{current_stream, make_device_current};
+use super::stream::{current_stream, make_device_current, synchronize};
 
 /// What the ranks of a group have in common before they meet: rank 0 makes it, and it travels to
 /// the others as bytes.
@@ -74,8 +74,8 @@ unsafe impl Send for Raw {}
 pub struct NcclAbort(Handle);
 
 impl Nccl {
-    /// Joins a group; waits until all of its ranks do. Makes `device` the current one of the
-    /// calling thread. Captured graphs that hold exchanges must be dropped before this is.
+    /// Joins a group; waits until all of its ranks do, and have exchanged something. Makes `device` the
+    /// current one of the calling thread. Captured graphs that hold exchanges must be dropped before this is.
     pub fn new(
         id: NcclId,
         rank: usize,
@@ -91,7 +91,9 @@ impl Nccl {
         let (ranks, at) = (world_size as c_int, rank as c_int);
         // SAFETY: `raw` is a valid place for the result.
         unsafe { api()?.comm_init_rank(&mut raw, ranks, id.0, at)? };
-        Ok(Self::from_raw(raw, rank, world_size, device))
+        let joined = Self::from_raw(raw, rank, world_size, device);
+        joined.meet()?;
+        Ok(joined)
     }
 
     /// A group of GPUs of this process: rank `r` has `devices[r]`. NCCL takes no GPU twice. If one
@@ -124,7 +126,51 @@ impl Nccl {
             ranks.map(|(rank, (raw, device))| Self::from_raw(raw, rank, world_size, *device));
         let ranks: Vec<Self> = ranks.collect();
         joined.and(ended)?;
+        std::thread::scope(|scope| {
+            let meet = |rank| scope.spawn(move || Self::meet(rank));
+            let meeting: Vec<_> = ranks.iter().map(meet).collect();
+            let met = meeting.into_iter().map(|thread| match thread.join() {
+                Ok(met) => met,
+                Err(_) => Err(CudaError(
+                    "NCCL: a rank panicked as it met others".to_owned(),
+                )),
+            });
+            met.collect::<Result<(), _>>()
+        })?;
         Ok(ranks)
+    }
+
+    /// Each exchange once, and waits for them. NCCL connects ranks when they first exchange something of a
+    /// kind and size, in a call that nothing can end while another rank does not come: that is to happen
+    /// where the group is joined, a wait which callers bound, not in the middle of a step.
+    fn meet(&self) -> Result<(), CudaError> {
+        if self.world_size == 1 {
+            return Ok(());
+        }
+        make_device_current(self.device)?;
+        let zeros = |count: i64| Tensor::zeros([count], (Kind::Half, Device::Cuda(self.device)));
+        // NCCL has a tree for little and a ring for much.
+        for count in [1, 1 << 20] {
+            self.all_reduce_sum(&mut zeros(count))?;
+            let _ = self.all_gather(&zeros(count))?;
+            self.broadcast(&mut zeros(count), 0)?;
+        }
+        // As pipeline stages do.
+        let (out, mut into) = (zeros(1), zeros(1));
+        // SAFETY: no pointers.
+        unsafe { api()?.group_start()? };
+        let given = match self.rank + 1 < self.world_size {
+            true => self.send(&out, self.rank + 1),
+            false => Ok(()),
+        };
+        let taken = match self.rank > 0 {
+            true => self.recv(&mut into, self.rank - 1),
+            false => Ok(()),
+        };
+        // SAFETY: the group was started, and is ended whatever came of it.
+        let ended = unsafe { api()?.group_end() };
+        given.and(taken).and(ended)?;
+        synchronize(self.device)
     }
 
     fn from_raw(raw: sys::ncclComm_t, rank: usize, world_size: usize, device: usize) -> Self {

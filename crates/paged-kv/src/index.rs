@@ -2,8 +2,12 @@
 
 use crate::pool::Meta;
 
+/// No block's index. Not zero: the system maps pages of zeros when they are first written, which would be at the first
+/// block that finds its place there, in the middle of a step.
+const EMPTY: u32 = u32::MAX;
+
 /// Linear probing at a load of at most one half. The hashes stay in the blocks' metadata; a slot
-/// is the block's index, 0 (the null block) if empty.
+/// is the block's index, or EMPTY.
 pub(crate) struct Index {
     slots: Vec<u32>,
 }
@@ -11,7 +15,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(num_blocks: usize) -> Self {
         Self {
-            slots: vec![0; 2 * num_blocks],
+            slots: vec![EMPTY; 2 * num_blocks],
         }
     }
 
@@ -36,7 +40,7 @@ impl Index {
         let mut slot = self.home(hash);
         loop {
             match self.slots[slot] {
-                0 => return None,
+                EMPTY => return None,
                 block if is_it(block) => return Some(block),
                 _ => slot = self.after(slot),
             }
@@ -45,7 +49,7 @@ impl Index {
 
     pub(crate) fn insert(&mut self, hash: [u64; 2], block: u32) {
         let mut slot = self.home(hash);
-        while self.slots[slot] != 0 {
+        while self.slots[slot] != EMPTY {
             slot = self.after(slot);
         }
         self.slots[slot] = block;
@@ -54,7 +58,7 @@ impl Index {
     fn slot_of(&self, hash: [u64; 2], block: u32) -> Option<usize> {
         let mut slot = self.home(hash);
         while self.slots[slot] != block {
-            if self.slots[slot] == 0 {
+            if self.slots[slot] == EMPTY {
                 return None;
             }
             slot = self.after(slot);
@@ -79,7 +83,7 @@ impl Index {
         loop {
             slot = self.after(slot);
             let next = self.slots[slot];
-            if next == 0 {
+            if next == EMPTY {
                 break;
             }
             // An entry may move into the hole unless its home lies cyclically in (hole, slot].
@@ -91,11 +95,11 @@ impl Index {
                 hole = slot;
             }
         }
-        self.slots[hole] = 0;
+        self.slots[hole] = EMPTY;
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.iter().copied().filter(|&block| block != 0)
+        self.slots.iter().copied().filter(|&block| block != EMPTY)
     }
 }
 

@@ -39,9 +39,9 @@ impl ModelRunner for Toy {
             blocks.truncate(row.table_at as usize);
             blocks.extend_from_slice(&plan.new_blocks[new]);
             let at = |p: usize| blocks[p / BLOCK].index() * BLOCK + p % BLOCK;
-            let end = (row.start + row.len) as usize;
-            for p in row.start as usize..end {
-                self.memory[at(p)] = tokens[p];
+            let (start, end) = (row.start as usize, (row.start + row.len) as usize);
+            for (p, &token) in tokens.iter().enumerate().take(end).skip(start) {
+                self.memory[at(p)] = token;
             }
             logits.push((0..end).fold(0, |sum, p| (sum * 3 + self.memory[at(p)]) % 26));
         }

@@ -186,6 +186,7 @@ impl Generation {
             let waited = self.arrival.elapsed();
             let seconds = |limit: Duration| limit.as_secs_f64();
             if !request.is_zero() && waited >= request {
+                self.app.metrics.request_timeouts.inc();
                 let message = format!("the request took longer than {} s", seconds(request));
                 return Some(ApiError::other(504, "GatewayTimeout", message));
             }

@@ -87,6 +87,14 @@ fn requests_that_take_too_long_are_given_up() {
     let whole = server.post(PATH, &endless("c", 900));
     assert_eq!(whole.status, 504);
     server.wait_empty();
+    // Operators see both kinds.
+    let metrics = server.get("/metrics").text();
+    for counter in [
+        "\nnano_vllm:request_timeouts_total{model_name=\"nano-vllm-demo\",engine=\"0\"} 2\n",
+        ",reason=\"queue_timeout\"} 1\n",
+    ] {
+        assert!(metrics.contains(counter), "{counter} is not in\n{metrics}");
+    }
 }
 
 #[test]

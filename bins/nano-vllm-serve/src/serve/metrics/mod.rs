@@ -37,6 +37,7 @@ pub struct Metrics {
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
+    waiting_for_capacity: Gauge,
     kv_usage: Gauge<f64, AtomicU64>,
     preemptions: Counter,
     prefix_queries: Counter,
@@ -64,6 +65,9 @@ pub struct Metrics {
     tenants: Vec<TenantMetrics>,
     success: Family<Label, Counter>,
     rejections: Family<Label, Counter>,
+    /// Requests given up after --request-timeout; `success` has them under "abort" with all others
+    /// that were not waited for.
+    pub request_timeouts: Counter,
     /// The engine's totals at the last step: counters grow by the difference.
     seen: Mutex<Stats>,
 }
@@ -87,6 +91,7 @@ impl Metrics {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.running.set(gauge(stats.running));
         self.waiting.set(gauge(stats.waiting));
+        self.waiting_for_capacity.set(gauge(stats.waiting));
         self.kv_usage.set(stats.kv_usage());
         let Ok(mut seen) = self.seen.lock() else {
             return;
@@ -173,7 +178,8 @@ mod tests {
     fn counters_grow_by_what_the_engine_did() {
         let metrics = Metrics::new("m", 1000, vec![("block_size".into(), "16".into())], &[]);
         let mut stats = nothing();
-        (stats.running, stats.kv_used_blocks, stats.kv_total_blocks) = (3, 1, 4);
+        (stats.running, stats.waiting) = (3, 2);
+        (stats.kv_used_blocks, stats.kv_total_blocks) = (1, 4);
         (stats.totals.steps, stats.totals.prefill_tokens) = (1, 9);
         metrics.on_step(&stats);
         metrics.on_step(&stats);
@@ -183,6 +189,9 @@ mod tests {
         let labels = r#"{model_name="m",engine="0""#;
         for line in [
             format!("vllm:num_requests_running{labels}}} 3"),
+            format!("vllm:num_requests_waiting{labels}}} 2"),
+            format!("vllm:num_requests_waiting_by_reason{labels},reason=\"capacity\"}} 2"),
+            format!("vllm:num_requests_waiting_by_reason{labels},reason=\"deferred\"}} 0"),
             format!("vllm:kv_cache_usage_perc{labels}}} 0.25"),
             format!("vllm:iteration_tokens_total_count{labels}}} 1"),
             format!("vllm:iteration_tokens_total_bucket{labels},le=\"16.0\"}} 1"),

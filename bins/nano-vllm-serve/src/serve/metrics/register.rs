@@ -67,12 +67,21 @@ impl Metrics {
         let info = Family::<Vec<(String, String)>, Gauge>::default();
         info.get_or_create(&config).set(1);
         sub.register("vllm:cache_config_info", "The KV cache", info);
+        // Nothing here waits for anything but room; vLLM's other reason is there for who asks for it.
+        let by_reason = Family::<Label, Gauge>::default();
+        sub.register(
+            "vllm:num_requests_waiting_by_reason",
+            "Sequences that wait, by what for",
+            by_reason.clone(),
+        );
+        drop(by_reason.get_or_create(&[("reason", "deferred")]));
         let tokens = token_buckets(max_model_len);
         let mut b = Builder(sub);
         let kv_usage = Gauge::<f64, AtomicU64>::default();
         let this = Self {
             running: b.gauge("vllm:num_requests_running", "Sequences that run"),
             waiting: b.gauge("vllm:num_requests_waiting", "Sequences that wait"),
+            waiting_for_capacity: by_reason.get_or_create(&[("reason", "capacity")]).clone(),
             kv_usage: kv_usage.clone(),
             preemptions: b.counter("vllm:num_preemptions", "Sequences preempted"),
             prefix_queries: b.counter(
@@ -164,6 +173,10 @@ impl Metrics {
             ),
             success: b.family("vllm:request_success", "Requests that ended, by reason"),
             rejections,
+            request_timeouts: b.counter(
+                "nano_vllm:request_timeouts",
+                "Requests given up after --request-timeout",
+            ),
             tenants,
             seen: Mutex::new(nothing()),
             registry: Registry::default(),

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 use engine::{Engine, Runner};
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{JsonFile, check_lengths, peak_rss_mib, process_age, random_request};
+use super::{JsonFile, check_lengths, peak_rss_mib, process_age, random_prompt, request};
 use crate::args::EngineArgs;
 use crate::say::say;
 use crate::sizes::parse_count;
@@ -118,13 +118,9 @@ fn iteration<R: Runner>(
     let vocab_size = engine.frontend().limits().vocab_size;
     let requests: Vec<_> = (0..args.batch_size)
         .map(|_| {
-            random_request(
-                rng,
-                vocab_size,
-                args.input_len,
-                args.output_len,
-                args.temperature,
-            )
+            let prompt = random_prompt(rng, vocab_size, args.input_len);
+            let seed = rng.random();
+            request(prompt, args.output_len, args.temperature, seed)
         })
         .collect();
     let start = Instant::now();

@@ -53,25 +53,22 @@ impl BenchCommand {
     }
 }
 
-/// A request of random token ids that generates exactly `output_len` tokens.
-fn random_request(
-    rng: &mut StdRng,
-    vocab_size: usize,
-    input_len: usize,
-    output_len: usize,
-    temperature: f32,
-) -> GenerateRequest {
-    let ids: Vec<u32> = (0..input_len)
-        .map(|_| rng.random_range(0..vocab_size as u32))
-        .collect();
+/// Random token ids below `vocab_size`.
+fn random_prompt(rng: &mut StdRng, vocab_size: usize, len: usize) -> Vec<u32> {
+    let id = |_| rng.random_range(0..vocab_size as u32);
+    (0..len).map(id).collect()
+}
+
+/// A request that generates exactly `output_len` tokens.
+fn request(prompt: Vec<u32>, output_len: usize, temperature: f32, seed: u64) -> GenerateRequest {
     let params = SamplingParams {
         temperature,
         max_tokens: Some(u32::try_from(output_len).unwrap_or(u32::MAX)),
         ignore_eos: true,
-        seed: Some(rng.random()),
+        seed: Some(seed),
         ..SamplingParams::default()
     };
-    GenerateRequest::new("bench", ids, params)
+    GenerateRequest::new("bench", prompt, params)
 }
 
 /// Answers that the model's length cuts short would make every figure wrong.

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{JsonFile, check_lengths, peak_rss_mib, random_request};
+use super::{JsonFile, check_lengths, peak_rss_mib, random_prompt, request};
 use crate::args::EngineArgs;
 use crate::say::say;
 use crate::sizes::{Lengths, parse_count};
@@ -25,6 +25,10 @@ pub struct ThroughputArgs {
     /// Tokens of each answer: a number or a range.
     #[arg(long, alias = "output-len", default_value = "128", value_parser = Lengths::parse)]
     random_output_len: Lengths,
+    /// Prompts are random token ids below this [default: the model's vocabulary]. With `bench serve`'s
+    /// sizes and seed they are its prompts.
+    #[arg(long, value_parser = parse_count)]
+    random_vocab_size: Option<usize>,
     /// Sampling temperature.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
@@ -44,17 +48,25 @@ pub fn run(args: &ThroughputArgs) -> anyhow::Result<()> {
         args.random_output_len.max(),
         &limits,
     )?;
+    let vocab_size = args.random_vocab_size.unwrap_or(limits.vocab_size);
+    anyhow::ensure!(
+        vocab_size <= limits.vocab_size,
+        "--random-vocab-size {vocab_size} is more than the model's {}",
+        limits.vocab_size
+    );
     let mut rng = StdRng::seed_from_u64(args.engine.seed);
     let (mut input, mut output) = (0, 0);
-    let requests: Vec<_> = (0..args.num_prompts)
-        .map(|_| {
+    let requests: Vec<_> = (0..args.num_prompts as u64)
+        .map(|at| {
             let (i, o) = (
                 args.random_input_len.draw(&mut rng),
                 args.random_output_len.draw(&mut rng),
             );
             input += i;
             output += o;
-            random_request(&mut rng, limits.vocab_size, i, o, args.temperature)
+            let prompt = random_prompt(&mut rng, vocab_size, i);
+            let seed = args.engine.seed.wrapping_add(at);
+            request(prompt, o, args.temperature, seed)
         })
         .collect();
 

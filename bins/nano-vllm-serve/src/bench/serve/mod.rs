@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
-use super::JsonFile;
+use super::{JsonFile, random_prompt};
 use crate::sizes::{Lengths, parse_count};
 use connection::{Outcome, Pool};
 
@@ -150,11 +150,15 @@ fn prepare(args: &ServeBenchArgs, model: &str, rng: &mut StdRng) -> anyhow::Resu
         None => Map::new(),
         Some(text) => serde_json::from_str(text).context("--extra-body is no JSON object")?,
     };
-    let vocab = u32::try_from(args.random_vocab_size)?;
+    let vocab = args.random_vocab_size;
+    anyhow::ensure!(
+        u32::try_from(vocab).is_ok(),
+        "--random-vocab-size {vocab} is more than token ids can be"
+    );
     let one = |_| {
         let input_len = args.random_input_len.draw(rng);
         let output_len = args.random_output_len.draw(rng);
-        let ids: Vec<u32> = (0..input_len).map(|_| rng.random_range(0..vocab)).collect();
+        let ids = random_prompt(rng, vocab, input_len);
         let mut body = json!({
             "model": model,
             "prompt": ids,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use engine::{MaxModelLen, World};
+use engine::{Health, MaxModelLen, World};
 
 use crate::sizes::{parse_count, parse_size};
 
@@ -100,6 +100,9 @@ pub struct EngineArgs {
     /// The other ranks, if they are processes.
     #[arg(skip)]
     pub world: Option<World>,
+    /// What hears of their failures, if they are threads.
+    #[arg(skip)]
+    pub health: Option<Health>,
     /// Who goes first: fcfs, priority (lower values first), or fair (API keys share the tokens, by
     /// their weights) [default: fcfs; with several API keys: fair].
     #[arg(long)]

@@ -93,6 +93,7 @@ impl EngineArgs {
             custom_all_reduce: !self.disable_custom_all_reduce,
             device_ids: self.device_ids.clone(),
             world: self.world.clone(),
+            health: self.health.clone(),
             distributed_timeout: self.distributed_timeout,
             max_logprobs: self.max_logprobs,
             chat_template: self.chat_template.clone(),

@@ -5,36 +5,50 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use engine::{Launcher, World};
+use engine::{Health, Launcher, World};
 
 use crate::args::EngineArgs;
 
 /// How long the command may take to end by itself after another rank failed: open streams get
-/// their error, files are closed.
+/// their error, files are closed. And then how long the process may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Meets the other processes, if the environment says that there are any.
+/// Meets the other processes, if the environment says that there are any; else the other ranks are
+/// threads, if there are any.
 pub fn join(args: &mut EngineArgs) -> anyhow::Result<()> {
     let Some(launcher) = Launcher::from_env()? else {
+        let health = Health::default();
+        end_with(&health, "");
+        args.health = Some(health);
         return Ok(());
     };
     args.config()?.check_world_size(launcher.world_size)?;
     let world = World::connect(&launcher, args.distributed_timeout)?;
-    let rank = launcher.rank;
-    world.health().on_failure(move |failure| {
+    end_with(world.health(), &format!(" [rank {}]", launcher.rank));
+    args.world = Some(world);
+    Ok(())
+}
+
+/// Ends this process soon after a rank has failed, whatever the command waits for: requests, for
+/// instance, or a thread that hangs in a driver.
+fn end_with(health: &Health, who: &str) {
+    let who = who.to_owned();
+    health.on_failure(move |failure| {
         let failure = failure.clone();
-        // A rank that waits for something else, requests for instance, ends all the same.
         let exit = move || {
             thread::sleep(LAST_WORDS);
-            eprintln!("nano-vllm-serve [rank {rank}]: {failure}");
+            eprintln!("nano-vllm-serve{who}: {failure}");
+            // A driver that hangs may keep what ends with the process waiting, too.
+            let _ = thread::Builder::new().spawn(|| {
+                thread::sleep(LAST_WORDS);
+                std::process::abort();
+            });
             std::process::exit(1);
         };
         if thread::Builder::new().spawn(exit).is_err() {
             std::process::exit(1);
         }
     });
-    args.world = Some(world);
-    Ok(())
 }
 
 /// Runs this process if it is not rank 0; returns rank 0's exit code.

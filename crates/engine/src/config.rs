@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use batch_scheduler::{Fcfs, Priority, SchedulingPolicy, WeightedFair};
+use tp_model::comm::Health;
 use tp_model::distributed::World;
 use tp_model::{Backend, DtypeChoice, ParallelConfig};
 
@@ -85,6 +86,10 @@ pub struct EngineConfig {
     pub world: Option<World>,
     /// How long a rank may keep the others waiting before the engine ends.
     pub distributed_timeout: Duration,
+    /// What hears of the first failure of ranks that are threads of this process, also while the engine
+    /// hangs with one of them in a driver, where nothing can end it but the process's end. For one
+    /// engine; processes have `world`'s.
+    pub health: Option<Health>,
     /// Most log-probabilities a token that a request may ask for; -1 for no limit.
     pub max_logprobs: i32,
     /// A template file to use instead of the checkpoint's.
@@ -219,6 +224,7 @@ impl EngineConfig {
             device_ids: None,
             world: None,
             distributed_timeout: Duration::from_secs(60),
+            health: None,
             max_logprobs: 20,
             chat_template: None,
             skip_tokenizer_init: false,

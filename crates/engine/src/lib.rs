@@ -72,6 +72,7 @@ pub use structured::{Constraint, StructuredOutputs};
 
 pub use batch_scheduler::{RequestId, Stats};
 pub use sampler::{SamplingParams, TokenLogprobs};
+pub use tp_model::comm::Health;
 pub use tp_model::distributed::{Launcher, World};
 pub use tp_model::{Backend, DtypeChoice, ParallelConfig};
 

@@ -47,7 +47,8 @@ impl Ranks {
             return load_on_gpus(config, dir, options);
         }
         let timeout = config.distributed_timeout;
-        let (model, ranks) = LocalRanks::load(dir, options, &parallel, timeout)?;
+        let health = config.health.clone().unwrap_or_default();
+        let (model, ranks) = LocalRanks::load(dir, options, &parallel, timeout, health)?;
         Ok((model, Ranks::Threads(ranks)))
     }
 
@@ -189,7 +190,9 @@ fn load_ranks(
     );
     let custom = config.custom_all_reduce && ours;
     let timeout = config.distributed_timeout;
-    let loaded = LocalRanks::load_on_gpus(dir, options, &parallel, devices, custom, timeout);
+    let health = config.health.clone().unwrap_or_default();
+    let loaded =
+        LocalRanks::load_on_gpus(dir, options, &parallel, devices, custom, timeout, health);
     let (model, ranks) = loaded?;
     Ok((model, Ranks::Threads(ranks)))
 }

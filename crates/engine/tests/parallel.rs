@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::{
-    Backend, DeviceChoice, DtypeChoice, Engine, EngineConfig, GenerateRequest, MaxModelLen,
+    Backend, DeviceChoice, DtypeChoice, Engine, EngineConfig, GenerateRequest, Health, MaxModelLen,
     RequestOutput, SamplingParams,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tp_model::comm::CommError;
 
 fn checkpoint(name: &str) -> PathBuf {
     let fixtures = "../tp-model/tests/fixtures";
@@ -149,6 +150,33 @@ fn aborted_requests_leave_nothing_on_any_stage() {
     for (one, other) in expected.iter().zip(&again) {
         let (one, other) = (one.as_ref().unwrap(), other.as_ref().unwrap());
         assert_eq!(tokens(one), tokens(other));
+    }
+}
+
+#[test]
+fn ranks_tell_who_asked_until_their_engine_ends() {
+    for (tp, pp) in [(2, 1), (1, 2)] {
+        let health = Health::default();
+        let config = EngineConfig {
+            health: Some(health.clone()),
+            ..config(tp, pp)
+        };
+        let engine = Engine::from_directory(&config, &checkpoint("llama3-gqa4"), None);
+        let engine = engine.unwrap();
+        assert_eq!(health.failure(), None);
+        drop(engine);
+        // The end of the work has closed it: connections may end.
+        let failure = CommError {
+            rank: 1,
+            world_size: 2,
+            what: "is gone".to_owned(),
+        };
+        health.fail(failure.clone());
+        assert_eq!(health.failure(), None);
+        // One that no engine had does hear.
+        let other = Health::default();
+        other.fail(failure.clone());
+        assert_eq!(other.failure(), Some(failure));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use crate::comm::Call;
 use crate::comm::{Collective, Solo};
 use crate::error::ModelError;
 
@@ -115,6 +117,12 @@ impl ParallelGroups {
             tp,
             pp: Box::new(Solo),
         }
+    }
+
+    /// As [`Collective::enter`], for both groups.
+    #[cfg(feature = "cuda")]
+    pub fn enter(&self) -> [Option<Call>; 2] {
+        [self.tp.enter(), self.pp.enter()]
     }
 }
 

@@ -156,7 +156,10 @@ fn check_divided(
     let options = options(dtype, eager);
     let want = solo(&options);
     let folder = model_folder();
-    let loaded = LocalRanks::load_on_gpus(&folder, &options, parallel, devices, custom, TIMEOUT);
+    let health = Health::default();
+    let loaded = LocalRanks::load_on_gpus(
+        &folder, &options, parallel, devices, custom, TIMEOUT, health,
+    );
     let (leader, mut local) = loaded.unwrap();
     let (leader, measured) = local.measure(leader, &config()).unwrap();
     assert_eq!(measured.len(), tp * pp);

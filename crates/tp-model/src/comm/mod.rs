@@ -1,5 +1,7 @@
 //! Communication between the ranks of a tensor-parallel model.
 
+#[cfg(any(feature = "cuda", test))]
+mod calls;
 #[cfg(feature = "cuda")]
 mod gpus;
 #[cfg(feature = "cuda")]
@@ -17,6 +19,8 @@ mod threads;
 
 use std::time::Duration;
 
+#[cfg(feature = "cuda")]
+pub use calls::Call;
 #[cfg(feature = "cuda")]
 pub use gpus::{connect_gpus, connect_stages};
 #[cfg(feature = "cuda")]
@@ -120,6 +124,13 @@ pub trait Collective: Send + std::fmt::Debug {
     /// waits until all have come.
     fn meet(&self) -> Result<(), CommError> {
         Ok(())
+    }
+
+    /// Work that may wait in the driver for other ranks begins, until what this returns is dropped: work
+    /// that takes longer than the group's timeout is the group's failure. `None`: nothing waits so.
+    #[cfg(feature = "cuda")]
+    fn enter(&self) -> Option<Call> {
+        None
     }
 
     /// What became of exchanges that are over, where they are not waited for when they are started.

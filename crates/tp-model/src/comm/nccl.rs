@@ -5,14 +5,17 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_ext::cuda::{self, CudaError, NcclId};
 
+use super::calls::{Call, Calls};
 use super::join::join_within;
 use super::{Collective, CommError, Health, Members};
 
 /// One rank of a group of GPUs, through NCCL. Exchanges are put on libtorch's current stream: the
-/// caller does not wait, and they can be captured in a CUDA graph.
+/// caller does not wait, and they can be captured in a CUDA graph. Where it must wait all the same, it
+/// is a failure of the group after the timeout.
 #[derive(Debug)]
 pub struct Nccl {
     comm: cuda::Nccl,
+    calls: Calls,
     members: Members,
     health: Health,
 }
@@ -35,7 +38,7 @@ impl Nccl {
         let comm = join_within(rank, &members, timeout, health, join)?;
         let current = cuda::make_device_current(device);
         current.map_err(|e| health.fail(members.error(rank, e.to_string())))?;
-        Ok(Self::watched(comm, members, health))
+        Self::watched(comm, members, timeout, health)
     }
 
     /// As [`Nccl::new`], for all ranks of a group of GPUs of this process: rank `r` has
@@ -49,22 +52,30 @@ impl Nccl {
         let all = devices.to_vec();
         let join = move || cuda::Nccl::local_group(&all).map_err(|e| e.to_string());
         let group = join_within(0, members, timeout, health, join)?;
-        let watched = |comm| Self::watched(comm, members.clone(), health);
-        Ok(group.into_iter().map(watched).collect())
+        let watched = |comm| Self::watched(comm, members.clone(), timeout, health);
+        group.into_iter().map(watched).collect()
     }
 
-    fn watched(comm: cuda::Nccl, members: Members, health: &Health) -> Self {
+    fn watched(
+        comm: cuda::Nccl,
+        members: Members,
+        timeout: Duration,
+        health: &Health,
+    ) -> Result<Self, CommError> {
+        let calls = Calls::new(comm.rank(), &members, timeout, health)?;
         let abort = comm.abort_handle();
         // On a thread of its own: it may wait until graphs are dropped, by whoever hears of the
-        // failure. Without a thread to be had the process has other troubles.
+        // failure, and for ever for a call that hangs. Without a thread to be had the process has other
+        // troubles.
         health.on_failure(move |_| {
             let _ = std::thread::Builder::new().spawn(move || abort.abort());
         });
-        Self {
+        Ok(Self {
             comm,
+            calls,
             members,
             health: health.clone(),
-        }
+        })
     }
 
     /// Another rank's failure if there was one, else this error.
@@ -86,11 +97,13 @@ impl Collective for Nccl {
 
     fn all_reduce_sum(&self, tensor: Tensor) -> Result<Tensor, CommError> {
         let mut tensor = tensor.contiguous();
+        let _call = self.calls.enter();
         let summed = self.comm.all_reduce_sum(&mut tensor);
         summed.map(|()| tensor).map_err(|e| self.failed(&e))
     }
 
     fn all_gather(&self, tensor: Tensor) -> Result<Tensor, CommError> {
+        let _call = self.calls.enter();
         let all = self.comm.all_gather(&tensor.contiguous());
         let all = all.map_err(|e| self.failed(&e))?;
         let mut size = tensor.size();
@@ -106,19 +119,26 @@ impl Collective for Nccl {
 
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Tensor, CommError> {
         let mut tensor = tensor.contiguous();
+        let _call = self.calls.enter();
         let told = self.comm.broadcast(&mut tensor, root);
         told.map(|()| tensor).map_err(|e| self.failed(&e))
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> Result<(), CommError> {
+        let _call = self.calls.enter();
         let sent = self.comm.send(&tensor.contiguous(), to);
         sent.map_err(|e| self.failed(&e))
     }
 
     fn recv(&self, like: &Tensor, from: usize) -> Result<Tensor, CommError> {
         let mut tensor = Tensor::empty(like.size(), (like.kind(), like.device()));
+        let _call = self.calls.enter();
         let received = self.comm.recv(&mut tensor, from);
         received.map(|()| tensor).map_err(|e| self.failed(&e))
+    }
+
+    fn enter(&self) -> Option<Call> {
+        Some(self.calls.enter())
     }
 
     fn check(&self) -> Result<(), CommError> {

@@ -36,21 +36,22 @@ pub struct LocalRanks {
 
 impl LocalRanks {
     /// Loads all shares of a model, rank by rank; returns rank 0's and the rest. A rank that waits
-    /// longer than `timeout` for another is a failure of the group.
+    /// longer than `timeout` for another is a failure of the group, which `health` hears of.
     pub fn load(
         dir: &Path,
         options: &LoadOptions<'_>,
         parallel: &ParallelConfig,
         timeout: Duration,
+        health: Health,
     ) -> Result<(Model, Self), ModelError> {
-        let health = Health::default();
         let groups = Threads::grid(parallel, timeout, &health).into_iter();
         let ranks = groups.map(|groups| (options.device, groups)).collect();
         Self::load_ranks(dir, options, parallel, timeout, health, ranks)
     }
 
     /// As [`LocalRanks::load`], on GPUs: rank `r` on `devices[r]`, connected as
-    /// [`connect_stages`](crate::comm::connect_stages) says.
+    /// [`connect_stages`](crate::comm::connect_stages) says. A rank that hangs in the driver may keep
+    /// the caller there: whoever must end all the same hears of it from `health`.
     #[cfg(feature = "cuda")]
     pub fn load_on_gpus(
         dir: &Path,
@@ -59,8 +60,8 @@ impl LocalRanks {
         devices: &[usize],
         custom_all_reduce: bool,
         timeout: Duration,
+        health: Health,
     ) -> Result<(Model, Self), ModelError> {
-        let health = Health::default();
         if devices.len() != parallel.world_size() {
             return Err(ModelError::Options(format!(
                 "{devices:?} are not one GPU for each of {} ranks",

@@ -62,7 +62,8 @@ fn run(parallel: &ParallelConfig, doomed: usize) -> Result<(usize, usize), Runne
         backend: Backend::Cpu,
         ..LoadOptions::default()
     };
-    let (mut leader, mut ranks) = LocalRanks::load(&dir, &options, parallel, LONG).unwrap();
+    let (mut leader, mut ranks) =
+        LocalRanks::load(&dir, &options, parallel, LONG, Health::default()).unwrap();
     let greedy = |inner| -> Box<dyn AttentionBackend> {
         let calls = AtomicUsize::new(0);
         Box::new(Greedy { inner, calls })

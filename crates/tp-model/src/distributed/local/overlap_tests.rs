@@ -117,7 +117,8 @@ fn run(depth: usize, gated: usize, pause: Duration) -> (Vec<Vec<u32>>, Vec<Span>
         pipeline_parallel_size: 2,
         ..ParallelConfig::SOLO
     };
-    let (leader, mut ranks) = LocalRanks::load(&dir, &options, &parallel, LONG).unwrap();
+    let (leader, mut ranks) =
+        LocalRanks::load(&dir, &options, &parallel, LONG, Health::default()).unwrap();
     let log = Arc::new(Log {
         spans: Mutex::new(Vec::new()),
         news: Condvar::new(),

@@ -32,7 +32,10 @@ impl CudaRunner {
         runner.meet_stages().map_err(options)?;
         runner.capture_graph(config.max_num_seqs)?;
         runner.largest_step().map_err(options)?;
+        // A rank that hangs before this keeps the others waiting here.
+        let waits = runner.model.groups().enter();
         torch_ext::cuda::synchronize(device).map_err(options)?;
+        drop(waits);
         let during = torch_ext::cuda::memory(device).map_err(options)?;
         let model = runner.into_model();
         torch_ext::cuda::release_memory().map_err(options)?;

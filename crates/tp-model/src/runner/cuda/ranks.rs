@@ -45,6 +45,7 @@ impl CudaRunner {
 
     /// A first exchange between stages: NCCL connects in it, which takes time and memory.
     pub(super) fn meet_stages(&self) -> Result<(), String> {
+        let _waits = self.model.groups().enter();
         let received = self.receive(1)?;
         if !self.model.stage().is_last() {
             let first = received.unwrap_or_else(|| self.model.activations(1).zero_());

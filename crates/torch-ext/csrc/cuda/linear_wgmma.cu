@@ -26,7 +26,7 @@
 //
 // The sum for one output depends on K and SPLIT alone: not on timing, nor on the other tokens.
 //
-// hopper.cuh and linear.cuh stand before this file when it is compiled.
+// hopper.cuh, linear.cuh and linear_wgmma_end.cuh stand before this file when it is compiled.
 
 #define TOKENS (NT * 8)
 #define ROWS (WGS * 64)
@@ -86,89 +86,6 @@ struct Cursor {
         if (++chunk == chunks) chunk = 0, group += clusters;
     }
 };
-
-/// A lane's part of 16 rows and 8 tokens, with the bias, to `scratch`: 32 bytes for each token.
-DEVICE void turn_around(const Problem &p, int tile, int lane, float4 c, u32 scratch) {
-    u32 to = scratch + (lane % 8 * 2 + lane / 8 % 2) * 16;
-    int row = tile * 16;
-    if (p.bias && row < p.outputs) {
-        float low = to_float(p.bias[row + lane / 4]);
-        float high = row + 8 < p.outputs ? to_float(p.bias[row + 8 + lane / 4]) : 0.f;
-        c = add(c, make_float4(low, low, high, high));
-    }
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(pack2<elem>(c.x, c.y)),
-                 "r"(pack2<elem>(c.z, c.w))
-                 : "memory");
-}
-
-/// What `finish` does, with a row of 16 or 32 bytes for each token at once: through `scratch`, 256 bytes of this warp's,
-/// where the 8 x 8 parts are turned around. For rows of y that begin at multiples of 16 bytes.
-DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 c, u32 scratch) {
-    const int wide = SILU ? 1 : 2; // parts
-#if SILU
-    u32 to = scratch + lane % 8 * 16;
-    int row = tile * 8;
-    if (p.bias && row < p.outputs) {
-        float gate = to_float(p.bias[row + lane / 4]), up = to_float(p.bias[p.outputs + row + lane / 4]);
-        c = add(c, make_float4(gate, gate, up, up));
-    }
-    u32 part = pack2<elem>(to_float(activated(c.x, c.z)), to_float(activated(c.y, c.w)));
-    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
-#else
-    int row = tile * 16;
-    turn_around(p, tile, lane, c, scratch);
-#endif
-    __syncwarp();
-    int token = group * 8 + lane / wide;
-    row += lane % wide * 8;
-    if (lane < 8 * wide && token < p.tokens && row < p.outputs) {
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(scratch + lane * 16)
-                     : "memory");
-        *(uint4 *)(p.y + (i64)token * p.outputs + row) = v;
-    }
-    __syncwarp();
-}
-
-/// Where a lane's 16 bytes of what `finish_added` reads and writes begin: a token, and which row; -1 if there are none.
-struct Place {
-    int token, row;
-    i64 at;
-    DEVICE Place(const Problem &p, int tile, int group, int lane) {
-        token = group * 8 + lane / 2, row = tile * 16 + lane % 2 * 8;
-        at = lane < 16 && token < p.tokens && row < p.outputs ? (i64)token * p.outputs + row : -1;
-    }
-};
-
-/// Adds results, rounded as if they were written, to the residual, of which `before` is this lane's part; writes the sum
-/// there and times `gain` to y. Returns the squares of the sums of a token's 16 rows, in lane 2 * token.
-DEVICE float finish_added(const Problem &p, elem *residual, const elem *gain, int tile, int group, int lane, float4 c,
-                          u32 scratch, Vec16 before) {
-    const Place place(p, tile, group, lane);
-    turn_around(p, tile, lane, c, scratch);
-    __syncwarp();
-    float squares = 0.f;
-    if (place.at >= 0) {
-        float sum[8], r[8], g[8];
-        Vec16 weight;
-        weight.raw = __ldg((const uint4 *)(gain + place.row));
-        unpack8<elem>(load_shared16(scratch + lane * 16), sum);
-        unpack8<elem>(before, r);
-        unpack8<elem>(weight, g);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) sum[e] += r[e];
-        Vec16 rounded = pack8<elem>(sum);
-        store16(residual + place.at, rounded);
-        unpack8<elem>(rounded, sum);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) squares += sum[e] * sum[e], g[e] *= sum[e];
-        store16(p.y + place.at, pack8<elem>(g));
-    }
-    __syncwarp();
-    return squares + __shfl_xor_sync(FULL_WARP, squares, 1);
-}
 #endif
 
 /// Shared memory: STAGES * STAGE_BYTES and room to begin at a multiple of 1024. `w` has boxes of ROWS rows ([k, 8, 2,
@@ -294,17 +211,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
     };
     const Problem problem = {y, bias, tokens, outputs};
-    __shared__ __align__(16) u8 scratch[CONSUMERS / 32 * 256];
+    // A warpgroup's, or a warp's.
+    __shared__ __align__(128) u8 scratch[WGS * (SPLIT == 1 && !ADD ? 4096 : 1024)];
     const bool whole = outputs % 8 == 0;
-    auto put = [&](int tile, int group, float4 c) {
+    auto scaled = [&](int group, float4 c) {
 #if SCALED
         float2 factor = *(const float2 *)(factors + group * 8 + lane % 4 * 2);
         c = make_float4(c.x * factor.x, c.y * factor.y, c.z * factor.x, c.w * factor.y);
 #endif
-        if (whole)
-            finish_rows(problem, tile, group, lane, c, shared_address(scratch + warp * 256));
-        else
-            finish(problem, tile, group, lane, c);
+        return c;
     };
 #if ADD
     // Of the tile, for each 16 rows and each token.
@@ -397,8 +312,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #else
         barrier_wait(summed, 0);
         for (int i = warp; i < PAIRS / SPLIT; i += CONSUMERS / 32) {
-            int pair = i * SPLIT + split;
-            put(tile + pair / NT, pair % NT, sum_of(i));
+            int pair = i * SPLIT + split, group = pair % NT;
+            float4 c = scaled(group, sum_of(i));
+            if (whole)
+                finish_rows(problem, tile + pair / NT, group, lane, c, shared_address(scratch + warp * 256));
+            else
+                finish(problem, tile + pair / NT, group, lane, c);
         }
 #endif
 #elif ADD
@@ -416,8 +335,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         put_squares(group * SHARE + share);
 #else
 #pragma unroll
-        for (int n = 0; n < NT; ++n)
-            put(tile + warp, n, make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
+        for (int n = 0; n < NT; ++n) {
+            float *c = acc + 4 * n;
+            float4 v = scaled(n, make_float4(c[0], c[1], c[2], c[3]));
+            c[0] = v.x, c[1] = v.y, c[2] = v.z, c[3] = v.w;
+        }
+        if (whole)
+            finish_tile(problem, tile + warp / 4 * 4, acc, shared_address(scratch + warp / 4 * 4096));
+        else
+#pragma unroll
+            for (int n = 0; n < NT; ++n)
+                finish(problem, tile + warp, n, lane, make_float4(acc[4 * n], acc[4 * n + 1], acc[4 * n + 2], acc[4 * n + 3]));
 #endif
     }
 

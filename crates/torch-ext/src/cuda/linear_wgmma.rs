@@ -17,6 +17,7 @@ pub(crate) static SOURCE: Source = Source {
     text: concat!(
         include_str!("../../csrc/cuda/hopper.cuh"),
         include_str!("../../csrc/cuda/linear.cuh"),
+        include_str!("../../csrc/cuda/linear_wgmma_end.cuh"),
         include_str!("../../csrc/cuda/linear_wgmma.cu")
     ),
     variants: &[

@@ -3,8 +3,10 @@
 /// Columns of K in a stage of the ring: CHUNK in the source.
 const CHUNK: usize = 64;
 /// Most bytes of shared memory for the ring: what Hopper gives a thread block, less the barriers, room
-/// to turn results around, and what it takes to begin at a multiple of 1024.
-const RING: usize = (227 - 6) << 10;
+/// to turn results around (for each warpgroup), and what it takes to begin at a multiple of 1024.
+const fn ring(wgs: usize) -> usize {
+    (227 - 2 - 4 * wgs) << 10
+}
 /// Most stages: barriers are cheap, but so deep a ring of small stages brings nothing more.
 const MOST_STAGES: usize = 12;
 /// Most thread blocks of a cluster on every GPU that has them.
@@ -111,7 +113,7 @@ impl WgmmaPlan {
                 groups.min(resident)
             },
         };
-        plan.stages = (RING / plan.stage_bytes()).min(MOST_STAGES);
+        plan.stages = (ring(wgs) / plan.stage_bytes()).min(MOST_STAGES);
         (plan.stages >= 2 && plan.sums() <= plan.stages * plan.stage_bytes()).then_some(plan)
     }
 }

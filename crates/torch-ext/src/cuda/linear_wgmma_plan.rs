@@ -186,10 +186,9 @@ pub(super) fn best(problem: Problem, num_sms: usize) -> Option<WgmmaPlan> {
 
 /// Whether [`best`] was measured to be faster than cuBLAS for this weight and this many rows.
 pub(super) fn wins(tokens: usize, n: usize, k: usize, num_sms: usize) -> bool {
-    // With more rows, a small weight leaves too little to read beside x, and a very large one too
-    // many results to write between reads.
-    let both = k.div_ceil(CHUNK) >= LONG && n <= 4 * 64 * num_sms;
-    (FEWEST_ROWS..=64).contains(&tokens) || (tokens <= MAX_ROWS && tokens > 64 && both)
+    // With more rows, a very large weight leaves too many results to write between reads.
+    let most = if n <= 4 * 64 * num_sms { MAX_ROWS } else { 64 };
+    (FEWEST_ROWS..=most).contains(&tokens)
 }
 
 /// Most rows for which adding to the residual in one product and leaving a factor of the norm to the next was measured to

@@ -94,7 +94,12 @@ fn decode(kernels: &Kernels, copy: f64) -> Outcome<()> {
         (128, 1024, 32, 8, 128, 1),
         (128, 1024, 32, 8, 64, 1),
         (64, 1024, 16, 8, 256, 1),
+        (256, 600, 16, 8, 128, 1),
+        (100, 400, 32, 8, 128, 1),
+        (40, 1000, 32, 8, 128, 2),
         (128, 250, 16, 8, 128, 4),
+        (256, 250, 16, 8, 128, 4),
+        (48, 300, 16, 8, 128, 16),
         (8, 300, 16, 8, 128, 28),
         (1, 128, 16, 8, 128, 28),
         (1, 1024, 16, 8, 128, 28),
@@ -108,19 +113,25 @@ fn decode(kernels: &Kernels, copy: f64) -> Outcome<()> {
         let setup = Setup::new(heads, count, 1, context, layers);
         // As a graph that serves long contexts too.
         let longest = 32768;
-        let workspace = kernels.decode_workspace(heads, count as usize, longest)?;
         let seqs = Tensor::arange(count, (Kind::Int, ON));
-        let us = time(|| {
-            (0..layers).try_for_each(|layer| {
-                let (q, kv, out) = (&setup.q, setup.kv(layer), &setup.out);
-                kernels.attention_decode(q, &kv, &seqs, out, &setup.scores, longest, 1, &workspace)
-            })
-        })? / layers as f64;
+        let with = |invariant| -> Outcome<f64> {
+            let workspace = kernels.decode_workspace(heads, count as usize, longest, invariant)?;
+            let us = time(|| {
+                (0..layers).try_for_each(|layer| {
+                    let (q, kv, out) = (&setup.q, setup.kv(layer), &setup.out);
+                    let scores = &setup.scores;
+                    kernels.attention_decode(q, &kv, &seqs, out, scores, longest, 1, &workspace)
+                })
+            })?;
+            Ok(us / layers as f64)
+        };
+        let (us, invariant) = (with(false)?, with(true)?);
         let bytes = (count * context) as f64 * (kv_heads * head_dim * 4) as f64;
         let rate = bytes / us / 1e6;
         let share = 100.0 * rate / copy;
         println!(
-            "decode {count:>3} x {context:>5}, {heads:?}: {us:8.2} us {rate:5.2} TB/s, {share:.0} % of copy"
+            "decode {count:>3} x {context:>5}, {heads:?}: {us:8.2} us {rate:5.2} TB/s, {share:.0} % of copy; \
+             invariant {invariant:.2} us"
         );
     }
     Ok(())
@@ -136,7 +147,7 @@ fn fused(kernels: &Kernels) -> Outcome<()> {
             head_dim,
         };
         let setup = Setup::new(heads, count, 1, context, layers);
-        let workspace = kernels.decode_workspace(heads, count as usize, 4096)?;
+        let workspace = kernels.decode_workspace(heads, count as usize, 4096, false)?;
         let seqs = Tensor::arange(count, (Kind::Int, ON));
         let width = ((heads.heads + 2 * kv_heads) * head_dim) as i64;
         let qkv = Tensor::randn([count, width], (Kind::BFloat16, ON));

@@ -214,33 +214,30 @@ fn decode_equals_float64_and_does_not_depend_on_the_batch() {
             let heads = heads(h, kv, dim);
             let case = Case::new(&mut rng, heads, block, kind, lens, window, cap);
             let longest = most + rng.random_range(0..2) * 5000;
-            let workspace = kernels.decode_workspace(heads, n, longest).unwrap();
             let mut order: Vec<i32> = (0..n as i32).collect();
             order.shuffle(&mut rng);
-            let run = |seqs: &[i32], out: &Tensor| {
-                let seqs = Tensor::from_slice(seqs).to_device(kernels.device());
-                kernels
-                    .attention_decode(
-                        &case.q,
-                        &case.kv(),
-                        &seqs,
-                        out,
-                        &case.scores,
-                        longest,
-                        1,
-                        &workspace,
-                    )
-                    .unwrap();
-            };
-            let (all, again, alone) = (case.poison(), case.poison(), case.poison());
-            run(&order, &all);
-            run(&order, &again);
-            let d = distance(&all, &case.expected());
-            assert!(d < tolerance(kind), "{d:.1e}: {}", case.describe());
-            assert!(all.equal(&again), "not repeatable: {}", case.describe());
-            run(&order[..1], &alone);
-            let row = i64::from(order[0]);
-            assert!(alone.get(row).equal(&all.get(row)), "{}", case.describe());
+            let want = case.expected();
+            for invariant in [true, false] {
+                let workspace = kernels.decode_workspace(heads, n, longest, invariant);
+                let workspace = workspace.unwrap();
+                let run = |seqs: &[i32], out: &Tensor| {
+                    let seqs = Tensor::from_slice(seqs).to_device(kernels.device());
+                    let (q, kv, scores) = (&case.q, case.kv(), &case.scores);
+                    kernels
+                        .attention_decode(q, &kv, &seqs, out, scores, longest, 1, &workspace)
+                        .unwrap();
+                };
+                let (all, again, alone) = (case.poison(), case.poison(), case.poison());
+                run(&order, &all);
+                run(&order, &again);
+                let (d, what) = (distance(&all, &want), case.describe());
+                assert!(d < tolerance(kind), "{d:.1e}: {what}, {invariant}");
+                assert!(all.equal(&again), "not repeatable: {what}, {invariant}");
+                run(&order[..1], &alone);
+                let row = i64::from(order[0]);
+                let same = alone.get(row).equal(&all.get(row));
+                assert!(!invariant || same, "{what}");
+            }
         }
     }
 }
@@ -249,37 +246,39 @@ fn decode_equals_float64_and_does_not_depend_on_the_batch() {
 fn a_captured_decode_serves_other_contexts() {
     let Some(kernels) = kernels() else { return };
     let mut rng = StdRng::seed_from_u64(3);
-    let heads = heads(8, 2, 128);
-    let lens = vec![(1, 900), (1, 20), (1, 333)];
-    let mut case = Case::new(&mut rng, heads, 16, Kind::BFloat16, lens, None, None);
-    let workspace = kernels.decode_workspace(heads, 3, 4096).unwrap();
-    let seqs = Tensor::from_slice(&[0i32, 1, 2]).to_device(kernels.device());
-    let out = case.poison();
-    let launch = |case: &Case| {
-        kernels
-            .attention_decode(
-                &case.q,
-                &case.kv(),
-                &seqs,
-                &out,
-                &case.scores,
-                4096,
-                1,
-                &workspace,
-            )
-            .unwrap();
+    // More KV heads than thread blocks fit the GPU, so contexts of several splits are cut evenly.
+    let (heads, n) = (heads(16, 8, 128), 45);
+    let some = |rng: &mut StdRng, most: usize| -> Vec<(usize, usize)> {
+        (0..n).map(|_| (1, rng.random_range(0..=most))).collect()
     };
-    launch(&case); // compiles
-    let stream = cuda::Stream::new(0).unwrap();
-    stream.make_current().unwrap();
-    let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
-    for lens in [[900, 20, 333], [1, 0, 17], [850, 20, 1]] {
-        let contexts: Vec<i32> = lens.to_vec();
-        case.context_len.copy_(&Tensor::from_slice(&contexts));
-        case.lens = lens.iter().map(|&l| (1, l as usize)).collect();
-        graph.replay().unwrap();
-        let d = distance(&out, &case.expected());
-        assert!(d < tolerance(case.kind), "{d:.1e}: {}", case.describe());
+    let lens = some(&mut rng, 900);
+    let mut case = Case::new(&mut rng, heads, 16, Kind::BFloat16, lens, None, None);
+    let seqs = Tensor::arange(n as i64, (Kind::Int, kernels.device()));
+    for invariant in [true, false] {
+        let workspace = kernels.decode_workspace(heads, n, 4096, invariant).unwrap();
+        let out = case.poison();
+        let launch = |case: &Case| {
+            let (q, kv, scores) = (&case.q, case.kv(), &case.scores);
+            kernels
+                .attention_decode(q, &kv, &seqs, &out, scores, 4096, 1, &workspace)
+                .unwrap();
+        };
+        launch(&case); // compiles
+        let stream = cuda::Stream::new(0).unwrap();
+        stream.make_current().unwrap();
+        let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
+        // Of each context no more than it was made with.
+        for most in [usize::MAX, 20, 400, 0, 700] {
+            let lens: Vec<_> = case.lens.iter().map(|&(_, len)| len.min(most)).collect();
+            let contexts: Vec<i32> = lens.iter().map(|&len| len as i32).collect();
+            case.context_len.copy_(&Tensor::from_slice(&contexts));
+            let whole = std::mem::replace(&mut case.lens, lens.iter().map(|&l| (1, l)).collect());
+            graph.replay().unwrap();
+            let d = distance(&out, &case.expected());
+            let what = case.describe();
+            assert!(d < tolerance(case.kind), "{d:.1e}: {what}, {invariant}");
+            case.lens = whole;
+        }
     }
 }
 
@@ -369,7 +368,7 @@ fn what_does_not_fit_is_refused() {
         )
     };
     let right = case(heads(4, 2, 64));
-    let workspace = kernels.decode_workspace(right.heads, 2, 64).unwrap();
+    let workspace = kernels.decode_workspace(right.heads, 2, 64, true).unwrap();
     let seqs = Tensor::from_slice(&[0i32, 1]).to_device(kernels.device());
     let out = right.poison();
     let decode = |q: &Tensor, kv: &PagedKv, seqs: &Tensor, scores: &Scores, context| {
@@ -404,8 +403,16 @@ fn what_does_not_fit_is_refused() {
     for (i, result) in refused.iter().enumerate() {
         println!("{}", result.as_ref().expect_err(&format!("case {i}")));
     }
-    assert!(kernels.decode_workspace(heads(4, 2, 72), 2, 64).is_err());
-    assert!(kernels.decode_workspace(heads(4, 3, 64), 2, 64).is_err());
+    assert!(
+        kernels
+            .decode_workspace(heads(4, 2, 72), 2, 64, true)
+            .is_err()
+    );
+    assert!(
+        kernels
+            .decode_workspace(heads(4, 3, 64), 2, 64, true)
+            .is_err()
+    );
 
     // Indices on the device that point outside lead nowhere, and fault nothing.
     let wild = Tensor::from_slice(&[7i32, -3, 1 << 30, 0]).to_device(kernels.device());
@@ -413,7 +420,7 @@ fn what_does_not_fit_is_refused() {
         block_tables: &Tensor::full_like(kv.block_tables, rng.random_range(1 << 20..1 << 30)),
         ..kv
     };
-    let workspace = kernels.decode_workspace(right.heads, 4, 64).unwrap();
+    let workspace = kernels.decode_workspace(right.heads, 4, 64, true).unwrap();
     kernels
         .attention_decode(q, &lost, &wild, &out, &scores, 64, 1, &workspace)
         .unwrap();
@@ -451,7 +458,7 @@ fn tokens_of_a_prompt_as_rows_of_their_own() {
         soft_cap: None,
     };
     let n = tokens as usize;
-    let workspace = kernels.decode_workspace(heads, n, n).unwrap();
+    let workspace = kernels.decode_workspace(heads, n, n, true).unwrap();
     // Tokens `first..first + len`, which the cache does not know yet.
     let chunk = |qkv: &Tensor, first: i64, len: i64| {
         let part = |x: &Tensor| x.narrow(0, first, len);
@@ -545,11 +552,12 @@ fn writing_and_attending_in_one_changes_no_bit() {
             };
             let slots: Vec<i64> = case.lens.iter().enumerate().map(slot).collect();
             let slots = Tensor::from_slice(&slots).to_device(on);
-            let workspace = kernels.decode_workspace(heads, n, most).unwrap();
             let mut order: Vec<i32> = (0..n as i32).collect();
             order.shuffle(&mut rng);
             let seqs = Tensor::from_slice(&order).to_device(on);
-            let run = |fused: bool| {
+            let run = |fused: bool, invariant: bool| {
+                let workspace = kernels.decode_workspace(heads, n, most, invariant);
+                let workspace = workspace.unwrap();
                 let (k, v) = (case.k.copy(), case.v.copy());
                 let write = WriteKv {
                     qkv: &qkv,
@@ -581,12 +589,21 @@ fn writing_and_attending_in_one_changes_no_bit() {
                 }
                 .unwrap();
                 cuda::synchronize(0).unwrap();
-                // As integers: NaN is equal to itself.
-                [out, k, v].map(|x| x.view_dtype(Kind::Int16))
+                [out, k, v]
             };
-            let (apart, fused) = (run(false), run(true));
-            for (what, (a, b)) in ["out", "k", "v"].iter().zip(apart.iter().zip(&fused)) {
-                assert!(a.equal(b), "{what}, rotary {rotary}: {}", case.describe());
+            for invariant in [true, false] {
+                let (apart, fused) = (run(false, invariant), run(true, invariant));
+                for (what, (a, b)) in ["out", "k", "v"].iter().zip(apart.iter().zip(&fused)) {
+                    // As integers: NaN is equal to itself.
+                    let same = a.view_dtype(Kind::Int16).equal(&b.view_dtype(Kind::Int16));
+                    // As many thread blocks as fit may cut the contexts in other places.
+                    let close = !invariant && *what == "out" && distance(a, b) < tolerance(kind);
+                    let case = case.describe();
+                    assert!(
+                        same || close,
+                        "{what}, rotary {rotary}: {case}, {invariant}"
+                    );
+                }
             }
         }
     }

@@ -1,10 +1,15 @@
 // Attention of one query for each sequence over its paged keys and values (decode).
 //
-// The work is cut into items: one KV head of one sequence, and a range of its context (a split).
-// Where a context is cut depends on its length and on the model alone, so a result does not depend
-// on what else is in the batch. The grid is as large as the GPU (or as the longest possible list of
-// items): every thread block reads the context lengths, adds up the items, and takes its share of
-// them, so a graph that was captured for long contexts costs nothing extra on short ones.
+// The work is cut into items: one KV head of one sequence, and a range of its context (a split). The
+// grid is as large as the GPU (or as the longest possible list of items): every thread block reads the
+// context lengths, adds up the work, and takes its share of it, so a graph that was captured for long
+// contexts costs nothing extra on short ones.
+//
+// There are two ways to cut. Where a context's length and the model alone say where, a result does not
+// depend on what else is in the batch; a block then takes whole items, as many as any other or one
+// more. Cut evenly, every block takes the same number of tiles, wherever that ends, and the contexts at
+// its two ends are shared with the blocks beside it: no block works longer than another, and most
+// contexts need no adding up. That is for more items than blocks.
 //
 // The query heads that share a KV head are the rows of the tensor cores' 16-row operand. A warp
 // takes tiles of 16 tokens, every WARPS-th of its item, through its own ring of STAGES buffers: it
@@ -66,32 +71,54 @@ struct Cut {
     }
 };
 
-/// A place in the list of items: sequence by sequence, head by head, split by split.
-struct Cursor {
-    int item, seq, head, split;
-    int start, context, first_tile, tiles, per, splits;
-    int tile, tile_end; // this warp's next tile of the item
+/// A thread block's share of all the work, in items, or, cut evenly, in tiles.
+struct Share {
+    bool even;
+    i64 total, begin, end;
 
-    DEVICE void enter(const int *contexts, const Params &p, int warp) {
+    DEVICE i64 begin_of(int block) const { return total * block / gridDim.x; }
+    /// Whose share this is part of.
+    DEVICE int block_of(i64 at) const { return (int)(((at + 1) * gridDim.x - 1) / total); }
+};
+
+/// A place in the list of items: sequence by sequence, head by head, range by range.
+struct Cursor {
+    i64 at; // in the share's unit
+    int seq, head, split;
+    int start, context, first_tile, tiles, per, splits;
+    int from, to; // the item's range of its context, in tiles
+    int tile;     // this warp's next one
+
+    DEVICE void enter(const int *contexts, const Params &p) {
         Cut cut(contexts[seq], p);
         start = cut.start, context = cut.context, first_tile = cut.first_tile;
         tiles = cut.tiles, per = cut.per, splits = cut.splits;
-        aim(warp);
     }
-    DEVICE void aim(int warp) {
-        tile = split * per + warp;
-        tile_end = min(tiles, (split + 1) * per);
+    /// Even an empty context has an item: its output is zero.
+    DEVICE int span() const { return max(tiles, 1); }
+    DEVICE void aim(const Share &share, int warp) {
+        if (share.even) to = (int)min((i64)span(), from + share.end - at);
+        else from = split * per, to = min(tiles, from + per);
+        tile = from + warp;
     }
     /// To the item after this one.
-    DEVICE void advance(int end, const int *contexts, const Params &p, int warp) {
-        if (++item >= end) return;
-        if (++split < splits) return aim(warp);
-        split = 0;
-        if (++head < p.kv_heads * p.groups) return aim(warp);
-        head = 0;
-        ++seq;
-        enter(contexts, p, warp);
+    DEVICE void advance(const Share &share, const int *contexts, const Params &p, int warp) {
+        at += share.even ? to - from : 1;
+        if (at >= share.end) return;
+        from = 0;
+        if (share.even || ++split == splits) {
+            split = 0;
+            if (++head == p.kv_heads * p.groups) {
+                head = 0;
+                ++seq;
+                enter(contexts, p);
+            }
+        }
+        aim(share, warp);
     }
+    DEVICE bool is_whole() const { return from == 0 && to >= tiles; }
+    /// Whether the context's newest token is here.
+    DEVICE bool has_end() const { return context > 0 && to == tiles; }
 };
 
 /// Where the keys of the cursor's tile begin in the cache (for ANY_BLOCK: nothing).
@@ -153,8 +180,10 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 
 /// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM];
 /// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]].
-/// part: [n, kv_heads * groups, part_splits, rows, HEAD_DIM], part_ml: the same without HEAD_DIM,
+/// part: [items, rows, HEAD_DIM], or, cut evenly, [gridDim.x, 2, rows, HEAD_DIM]; part_ml: the same without HEAD_DIM;
 /// counters: [n, kv_heads * groups], zero before and after.
+/// even: 0, or work is cut evenly if there are more items than blocks, and some contexts have several splits or there are so
+/// many tiles for a block.
 /// fresh: how many of a context's newest tokens the kernel before this one may write.
 /// FUSED: q is [tokens, heads + 2 kv_heads, HEAD_DIM]; k_write and v_write are k and v; the rest is as in rope_cache.
 /// Indices that point outside of a tensor are not followed.
@@ -163,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      const int *query_start, const int *context_len, const int *seqs, elem *out,
                      float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
                      int heads, int kv_heads, int groups, int rows, int width, int blocks,
-                     int block_size, int max_context, int window, int max_splits, int part_splits,
+                     int block_size, int max_context, int window, int max_splits, int even,
                      float scale, float soft_cap, int fresh
 #if FUSED
                      ,
@@ -176,13 +205,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
     float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
-    int *first_item = contexts + n;                                // [n], in splits
-    int *table_rows = first_item + n, *q_rows = table_rows + n;    // [n] each
+    int *first_item = contexts + n;                                // [n], in splits, then in the share's unit
+    int *first_tile = first_item + n;                              // [n]
+    int *table_rows = first_tile + n, *q_rows = table_rows + n;    // [n] each
 #if FUSED
     // [rows + 2, PAD_DIM]: an item's queries, the newest key, the newest value; from a multiple of 16 bytes on.
-    elem *turned = (elem *)(contexts + (4 * n + 3) / 4 * 4);
+    elem *turned = (elem *)(contexts + (5 * n + 3) / 4 * 4);
 #endif
-    __shared__ int scan[WARPS];
+    __shared__ int2 scan[WARPS];
     __shared__ int is_last;
 
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
@@ -192,9 +222,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // The list of items. Nothing of it comes from an earlier kernel of the step.
     max_context = min((i64)max_context, (i64)width * block_size);
-    int sum = 0;
+    int2 sum = make_int2(0, 0); // splits, tiles
     for (int base = 0; base < n; base += THREADS) {
-        int i = base + tid, splits = 0;
+        int i = base + tid;
+        int2 x = make_int2(0, 0);
         if (i < n) {
             int seq = seqs[i];
             bool known = seq >= 0 && seq < num_seqs;
@@ -205,28 +236,36 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             q_rows[i] = row < tokens && whole ? row : -1;
             context = max(0, min(context, max_context));
             contexts[i] = context;
-            splits = Cut(context, p).splits;
+            Cut cut(context, p);
+            x = make_int2(cut.splits, max(cut.tiles, 1));
         }
-        int x = splits;
+        const int2 own = x;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
-            int y = __shfl_up_sync(FULL_WARP, x, d);
-            if (lane >= d) x += y;
+            int2 y = make_int2(__shfl_up_sync(FULL_WARP, x.x, d), __shfl_up_sync(FULL_WARP, x.y, d));
+            if (lane >= d) x.x += y.x, x.y += y.y;
         }
         if (lane == 31) scan[warp] = x;
         __syncthreads();
-        int before = sum;
+        int2 before = sum;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
-            if (w < warp) before += scan[w];
-            sum += scan[w];
+            if (w < warp) before.x += scan[w].x, before.y += scan[w].y;
+            sum.x += scan[w].x, sum.y += scan[w].y;
         }
-        if (i < n) first_item[i] = before + x - splits;
+        if (i < n) {
+            first_item[i] = before.x + x.x - own.x;
+            first_tile[i] = before.y + x.y - own.y;
+        }
         __syncthreads();
     }
-    i64 items = (i64)sum * all_heads;
-    int begin = (int)(items * blockIdx.x / gridDim.x), end = (int)(items * (blockIdx.x + 1) / gridDim.x);
-    if (begin >= end) {
+    Share share;
+    // Contexts that are one split each need no adding up unless they are cut evenly: for those it must be worth it.
+    bool many = (i64)sum.x * all_heads > gridDim.x, splits = sum.x > n;
+    share.even = even > 0 && many && (splits || (i64)sum.y * all_heads >= (i64)even * gridDim.x);
+    share.total = (i64)(share.even ? sum.y : sum.x) * all_heads;
+    share.begin = share.begin_of(blockIdx.x), share.end = share.begin_of(blockIdx.x + 1);
+    if (share.begin >= share.end) {
         pdl_wait();
         pdl_launch();
         return;
@@ -234,25 +273,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     Cursor c;
     {
-        int low = 0, high = n; // first_item[low] <= begin's sequence < first_item[high]
+        const int *first = share.even ? first_tile : first_item;
+        int low = 0, high = n; // where low begins <= share.begin < where high begins
         while (high - low > 1) {
             int mid = (low + high) / 2;
-            if ((i64)first_item[mid] * all_heads <= begin) low = mid;
+            if ((i64)first[mid] * all_heads <= share.begin) low = mid;
             else high = mid;
         }
-        c.item = begin, c.seq = low;
-        Cut cut(contexts[low], p);
-        int rest = begin - first_item[low] * all_heads;
-        c.head = rest / cut.splits, c.split = rest % cut.splits;
-        c.enter(contexts, p, warp);
+        c.at = share.begin, c.seq = low;
+        c.enter(contexts, p);
+        int rest = (int)(share.begin - (i64)first[low] * all_heads), each = share.even ? c.span() : c.splits;
+        c.head = rest / each, c.from = rest % each, c.split = share.even ? 0 : c.from;
+        c.aim(share, warp);
     }
     Cursor ahead = c; // the next tile to copy
     u32 my_ring = shared_address(ring) + warp * STAGES * STAGE_BYTES;
     int filled = 0; // where it goes
     bool waited = false;
     auto copy_next = [&]() {
-        while (ahead.item < end && ahead.tile >= ahead.tile_end) ahead.advance(end, contexts, p, warp);
-        if (ahead.item < end) {
+        while (ahead.at < share.end && ahead.tile >= min(ahead.to, ahead.tiles)) ahead.advance(share, contexts, p, warp);
+        if (ahead.at < share.end) {
             const int *table = block_tables + (i64)table_rows[ahead.seq] * width;
             i64 at = find_tile(ahead, table, p);
             // The `fresh` newest tokens are written by the kernel before this one; all others were earlier.
@@ -289,9 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int UNITS = ((WIDE ? 16 : 8) + 2 + WARPS - 1) / WARPS;
     u32 raw[UNITS][WORDS];
     Angles angles;
-    auto has_newest = [&](const Cursor &c) {
-        return c.split == c.splits - 1 && q_rows[c.seq] >= 0 && c.context > 0;
-    };
+    auto has_newest = [&](const Cursor &c) { return c.has_end() && q_rows[c.seq] >= 0; };
     auto fetch = [&](const Cursor &c) {
         int row = q_rows[c.seq], kv_head = c.head / groups, first_row = c.head % groups * rows;
         if (row < 0) return;
@@ -308,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     fetch(c);
 #endif
     int stage = 0;
-    for (; c.item < end; c.advance(end, contexts, p, warp)) {
+    for (; c.at < share.end; c.advance(share, contexts, p, warp)) {
         int row = q_rows[c.seq]; // of q and of out
         int kv_head = c.head / groups;
         int first_row = c.head % groups * rows; // among the heads of the KV head
@@ -339,8 +377,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         {
             Cursor next = c;
-            next.advance(end, contexts, p, warp);
-            if (next.item < end) fetch(next);
+            next.advance(share, contexts, p, warp);
+            if (next.at < share.end) fetch(next);
         }
 #endif
         if (c.seq != loaded_seq || c.head != loaded_head) {
@@ -370,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int j = 0; j < HEAD_DIM / 8; ++j) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.f;
         float m[2] = {-INFINITY_F, -INFINITY_F}, l[2] = {0.f, 0.f};
 
-        for (; c.tile < c.tile_end; c.tile += WARPS) {
+        for (; c.tile < min(c.to, c.tiles); c.tile += WARPS) {
             copy_next();
             cp_async_wait<STAGES - 1>();
             __syncwarp();
@@ -465,8 +503,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
         __syncthreads();
-        i64 list = (i64)c.seq * all_heads + c.head;
-        i64 slot = (list * part_splits + c.split) * rows;
+        // Cut evenly, a block leaves parts of two contexts at most: of that which it begins with, and of its last.
+        i64 slot = (share.even ? 2 * (i64)blockIdx.x + (c.at != share.begin) : c.at) * rows;
         elem *to = out + ((i64)row * heads + first_head) * HEAD_DIM;
         for (int e = tid * 4; e < live_rows * HEAD_DIM; e += THREADS * 4) {
             int r = e / HEAD_DIM, d = e % HEAD_DIM;
@@ -482,7 +520,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 total += weight * ml.y;
                 x.x += weight * y.x, x.y += weight * y.y, x.z += weight * y.z, x.w += weight * y.w;
             }
-            if (c.splits == 1) {
+            if (c.is_whole()) {
                 float inv = c.context == 0 ? 0.f : 1.f / total;
                 store_out(to + e, make_float4(x.x * inv, x.y * inv, x.z * inv, x.w * inv));
             } else {
@@ -490,36 +528,47 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 if (d == 0) part_ml[slot + r] = make_float2(most, total);
             }
         }
-        if (c.splits == 1) continue;
+        if (c.is_whole()) continue;
 
+        // Who else has a part of this context.
+        int parts = c.splits, first_block = 0;
+        i64 first_slot = c.at - c.split;
+        if (share.even) {
+            i64 begin = c.at - c.from;
+            first_block = share.block_of(begin);
+            parts = share.block_of(begin + c.tiles - 1) - first_block + 1;
+            first_slot = 2 * first_block + (begin != share.begin_of(first_block));
+        }
+        auto slot_of = [&](int part) {
+            if (share.even && part > 0) return 2 * ((i64)first_block + part);
+            return first_slot + part;
+        };
         __syncthreads();
         if (tid == 0) {
+            u32 *counter = counters + (i64)c.seq * all_heads + c.head;
             __threadfence(); // of the whole block's parts, which it has seen
-            is_last = atomicAdd(counters + list, 1u) == (u32)c.splits - 1;
+            is_last = atomicAdd(counter, 1u) == (u32)parts - 1;
             __threadfence();
-            if (is_last) counters[list] = 0;
+            if (is_last) *counter = 0;
         }
         __syncthreads();
         if (!is_last) continue;
-        slot = list * part_splits * rows;
         for (int e = tid * 4; e < live_rows * HEAD_DIM; e += THREADS * 4) {
-            const float2 *from_ml = part_ml + slot + e / HEAD_DIM;
-            const float *from = part + slot * HEAD_DIM + e;
             float most = -INFINITY_F, total = 0.f;
             float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
-            for (int begin = 0; begin < c.splits; begin += TOGETHER) {
+            for (int begin = 0; begin < parts; begin += TOGETHER) {
                 float2 ml[TOGETHER];
                 float4 y[TOGETHER];
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i) {
-                    int s = min(begin + i, c.splits - 1);
-                    ml[i] = load_cg(from_ml + s * rows);
-                    y[i] = load_cg((const float4 *)(from + (i64)s * rows * HEAD_DIM));
+                    i64 from = slot_of(min(begin + i, parts - 1)) * rows;
+                    ml[i] = load_cg(part_ml + from + e / HEAD_DIM);
+                    y[i] = load_cg((const float4 *)(part + from * HEAD_DIM + e));
                 }
                 float now = most;
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i) {
-                    if (begin + i >= c.splits) ml[i] = make_float2(-INFINITY_F, 0.f);
+                    if (begin + i >= parts) ml[i] = make_float2(-INFINITY_F, 0.f);
                     now = fmaxf(now, ml[i].x);
                 }
                 float fade = exp2_diff(most, now);

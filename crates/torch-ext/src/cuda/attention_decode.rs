@@ -58,6 +58,10 @@ const ONE_SPLIT: usize = 24;
 const MIN_SPLIT: usize = 16;
 /// One long sequence is cut into about as many items as keep a GPU busy.
 const ITEMS: usize = 256;
+/// Most thread blocks of a multiprocessor.
+const MOST_BLOCKS: usize = 2;
+/// Tiles for each thread block from which contexts of one split each are cut evenly.
+const EVEN: usize = 128;
 /// Sequences of one decode launch: their list is in shared memory.
 const LAUNCH_SEQS: usize = 256;
 
@@ -108,6 +112,7 @@ pub struct DecodeWorkspace {
     heads: Heads,
     max_seqs: usize,
     max_context: usize,
+    invariant: bool,
     part: Tensor,
     part_max: Tensor,
     counters: Tensor,
@@ -134,17 +139,25 @@ impl DecodeWorkspace {
 }
 
 impl Kernels {
-    /// A workspace for up to `max_seqs` sequences of up to `max_context` tokens.
+    /// A workspace for up to `max_seqs` sequences of up to `max_context` tokens. With `invariant` a
+    /// sequence's result does not depend on the others, to the last bit; that takes more memory, and more
+    /// time where there are many or long sequences.
     pub fn decode_workspace(
         &self,
         heads: Heads,
         max_seqs: usize,
         max_context: usize,
+        invariant: bool,
     ) -> Result<DecodeWorkspace, Error> {
         check_heads("decode_workspace", &heads)?;
         let seqs = max_seqs.clamp(1, LAUNCH_SEQS);
         let lists = seqs * heads.lists();
-        let rows = lists * heads.splits(max_context) * heads.rows().rows;
+        let items = match invariant {
+            true => lists * heads.splits(max_context),
+            // Two parts for each thread block of the largest grid.
+            false => 2 * MOST_BLOCKS * self.num_sms(),
+        };
+        let rows = items * heads.rows().rows;
         let make = |len: usize, kind| {
             Tensor::f_zeros([len as i64], (kind, self.device()))
                 .map_err(|e| Error::from(CudaError(e.to_string())))
@@ -153,6 +166,7 @@ impl Kernels {
             heads,
             max_seqs,
             max_context,
+            invariant,
             part: make(rows * heads.head_dim, Kind::Float)?,
             part_max: make(rows * 2, Kind::Float)?,
             counters: make(lists, Kind::Int)?,
@@ -165,9 +179,9 @@ impl Kernels {
     /// `[tokens, heads * head_dim]`; zeros where the context is empty.
     ///
     /// The grid depends on `n` and `max_context` alone, so a captured launch serves every context
-    /// up to `max_context` (longer ones are cut off there), at the cost of what is there. A
-    /// sequence's result does not depend on the others, to the last bit. Block sizes that are a
-    /// multiple of 16 are fast, others work.
+    /// up to `max_context` (longer ones are cut off there), at the cost of what is there. Whether a
+    /// sequence's result depends on the others, by rounding, is the workspace's choice. Block sizes
+    /// that are a multiple of 16 are fast, others work.
     ///
     /// All lists, and keys and values but those of the `fresh` newest tokens of each context, are
     /// read before the kernel waits for the one before it: no kernel that lets its successor start
@@ -293,6 +307,11 @@ impl Kernels {
         let (window, soft_cap) = scores.checked(op)?;
         let rows = heads.rows();
         let splits = heads.splits(max_context);
+        let even = if workspace.invariant {
+            0
+        } else {
+            std::env::var("NANO_EVEN").map_or(EVEN as i32, |v| v.parse().unwrap())
+        };
         let plan = DecodePlan::new(
             &heads,
             n.min(LAUNCH_SEQS),
@@ -349,7 +368,7 @@ impl Kernels {
                 Arg::from(max_context.min(i32::MAX as usize) as i32),
                 Arg::from(window),
                 Arg::from(rows.max_splits as i32),
-                Arg::from(splits as i32),
+                Arg::from(even),
                 Arg::from(scores.scale as f32),
                 Arg::from(soft_cap),
                 Arg::from(fresh.min(i32::MAX as usize) as i32),
@@ -367,8 +386,8 @@ impl Kernels {
                     Arg::from(write.positions as i64),
                 ]);
             }
-            // SAFETY: the shapes were checked, the workspace has room for `count` sequences of
-            // `splits` splits, and what the device holds is checked in the kernel.
+            // SAFETY: the shapes were checked, the workspace has room for all parts that are
+            // left, and what the device holds is checked in the kernel.
             unsafe { self.launch(function, &launch, &args)? };
         }
         Ok(())
@@ -402,7 +421,7 @@ impl DecodePlan {
             true => (heads.rows().rows + 2) * (dim + 8) * 2,
             false => 0,
         };
-        let fixed = merge + WARPS * 16 * 8 + 4 * n * 4 + turned;
+        let fixed = merge + WARPS * 16 * 8 + 5 * n * 4 + turned;
         let shared = |stages: usize| WARPS * stages * 2 * TILE * dim * 2 + fixed;
         // Of an SM; each block takes 1 KB more than it asks for, and has 128 bytes of its own.
         let all = match capability {
@@ -411,7 +430,7 @@ impl DecodePlan {
             _ => 228,
         } * 1024;
         let fits = |stages: usize, blocks: usize| (shared(stages) + 1024 + 160) * blocks <= all;
-        let choices = [(4, 2), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1)];
+        let choices = [(4, MOST_BLOCKS), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1)];
         match choices
             .iter()
             .find(|(stages, blocks)| fits(*stages, *blocks))

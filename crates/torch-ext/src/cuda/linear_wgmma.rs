@@ -100,7 +100,7 @@ impl Kernels {
             && out_features > 0
             && in_features > 0
             && in_features.is_multiple_of(8)
-            && wins(rows, out_features, in_features, self.num_sms())
+            && wins(rows, out_features, self.num_sms())
     }
 
     /// `x w^T + bias` (`[rows, n]`) for up to 128 rows: `x` `[rows, k]`, `w` `[n, k]`, `bias` `[n]`,

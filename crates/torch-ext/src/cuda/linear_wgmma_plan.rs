@@ -185,7 +185,7 @@ pub(super) fn best(problem: Problem, num_sms: usize) -> Option<WgmmaPlan> {
 }
 
 /// Whether [`best`] was measured to be faster than cuBLAS for this weight and this many rows.
-pub(super) fn wins(tokens: usize, n: usize, k: usize, num_sms: usize) -> bool {
+pub(super) fn wins(tokens: usize, n: usize, num_sms: usize) -> bool {
     // With more rows, a very large weight leaves too many results to write between reads.
     let most = if n <= 4 * 64 * num_sms { MAX_ROWS } else { 64 };
     (FEWEST_ROWS..=most).contains(&tokens)

@@ -204,7 +204,7 @@ impl CudaRunner {
             last_token: zeros(&[slots as i64])?,
             tensors: StepTensors::new(tokens.max(slots), rows, width, &kernels)?,
             workspace: kernels
-                .decode_workspace(heads, rows, config.max_model_len)
+                .decode_workspace(heads, rows, config.max_model_len, model.deterministic())
                 .map_err(options)?,
             rope: (angles.cos, angles.sin),
             graphs: DecodeGraphs {

@@ -3,6 +3,7 @@
 //
 // Every function returns null, or a message that the caller frees with te_free.
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -78,9 +79,13 @@ char* te_copy_async(at::Tensor* dst, const at::Tensor* src) {
     return guarded([&] { dst->copy_(*src, /*non_blocking=*/true); });
 }
 
-// Moves a host tensor to pinned memory. Without a device, which libtorch has come to warn about.
-char* te_pin(at::Tensor* tensor) {
-    return guarded([&] { *tensor = tensor->pin_memory(); });
+// Pinned memory of a host tensor's shape in its place, with what it holds if `keep`.
+char* te_pin(at::Tensor* tensor, int keep) {
+    return guarded([&] {
+        at::Tensor pinned = at::empty(tensor->sizes(), tensor->options().pinned_memory(true));
+        if (keep) pinned.copy_(*tensor);
+        *tensor = pinned;
+    });
 }
 
 char* te_memory(int device, uint64_t* free, uint64_t* total, uint64_t* allocated, uint64_t* reserved) {

@@ -61,7 +61,7 @@ const ITEMS: usize = 256;
 /// Most thread blocks of a multiprocessor.
 const MOST_BLOCKS: usize = 2;
 /// Tiles for each thread block from which contexts of one split each are cut evenly.
-const EVEN: usize = 128;
+const EVEN: i32 = 128;
 /// Sequences of one decode launch: their list is in shared memory.
 const LAUNCH_SEQS: usize = 256;
 
@@ -307,11 +307,7 @@ impl Kernels {
         let (window, soft_cap) = scores.checked(op)?;
         let rows = heads.rows();
         let splits = heads.splits(max_context);
-        let even = if workspace.invariant {
-            0
-        } else {
-            std::env::var("NANO_EVEN").map_or(EVEN as i32, |v| v.parse().unwrap())
-        };
+        let even = if workspace.invariant { 0 } else { EVEN };
         let plan = DecodePlan::new(
             &heads,
             n.min(LAUNCH_SEQS),

@@ -168,6 +168,11 @@ impl Kernels {
         Device::Cuda(self.device)
     }
 
+    /// Its number.
+    pub fn device_index(&self) -> usize {
+        self.device
+    }
+
     /// How many multiprocessors it has.
     pub fn num_sms(&self) -> usize {
         self.num_sms

@@ -61,6 +61,8 @@ mod sample_state;
 #[cfg(feature = "cuda")]
 mod shim;
 #[cfg(feature = "cuda")]
+mod staging;
+#[cfg(feature = "cuda")]
 mod step;
 #[cfg(feature = "cuda")]
 mod stream;
@@ -84,6 +86,7 @@ pub use self::{
     rope::WriteKv,
     sample::{SampleFailure, SampleMode},
     sample_state::{SampleSlot, SampleState},
+    staging::Staging,
     step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
     stream::{Event, Readback, Stream, Upload, copy_async, make_device_current, synchronize},
 };

@@ -56,7 +56,7 @@ functions! {
     stream_synchronize(device: c_int);
     device_synchronize(device: c_int);
     copy_async(dst: *const c_void, src: *const c_void);
-    pin(tensor: *mut c_void);
+    pin(tensor: *mut c_void, keep: c_int);
     memory(device: c_int, free: *mut u64, total: *mut u64, allocated: *mut u64, reserved: *mut u64);
     memory_release();
     graph_pool(pool: *mut u64);

@@ -230,7 +230,7 @@ impl Readback {
 pub(super) fn pinned(len: usize, kind: Kind) -> Result<Tensor, CudaError> {
     let mut host = Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(torch)?;
     // SAFETY: a live tensor, which the function replaces by a pinned one.
-    unsafe { shim()?.pin(host.as_mut_ptr().cast())? };
+    unsafe { shim()?.pin(host.as_mut_ptr().cast(), 1)? };
     Ok(host)
 }
 

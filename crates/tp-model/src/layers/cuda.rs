@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
-use torch_ext::cuda::Kernels;
+use torch_ext::cuda::{Kernels, Staging};
 
 use super::linear::{DenseBuilder, Linear, LinearBuilder};
 use super::ops::computed;
@@ -187,14 +187,21 @@ pub(super) struct CudaBuilder {
     kernels: Arc<Kernels>,
     deterministic: bool,
     dense: DenseBuilder,
+    staging: Staging,
 }
 
 impl CudaBuilder {
-    pub(super) fn new(kernels: Arc<Kernels>, deterministic: bool, dense: DenseBuilder) -> Self {
+    pub(super) fn new(
+        kernels: Arc<Kernels>,
+        deterministic: bool,
+        dense: DenseBuilder,
+        staging: Staging,
+    ) -> Self {
         Self {
             kernels,
             deterministic,
             dense,
+            staging,
         }
     }
 }
@@ -206,10 +213,25 @@ impl LinearBuilder for CudaBuilder {
         block: &Matrix<'_>,
         cols: Range<usize>,
     ) -> Result<(), ModelError> {
-        self.dense.put(row, block, cols)
+        if block.kind() != self.dense.weight().kind() {
+            return self.dense.put(row, block, cols);
+        }
+        let rows = block.rows();
+        let to = self.dense.weight().narrow(0, row as i64, rows as i64);
+        let size = block.kind().elt_size_in_bytes();
+        let (pitch, part) = (block.cols() * size, cols.start * size..cols.end * size);
+        let sent = match part.len() == pitch {
+            true => self.staging.send(&to, [block.bytes()]),
+            false => {
+                let rows = block.bytes().chunks_exact(pitch.max(1));
+                self.staging.send(&to, rows.map(|row| &row[part.clone()]))
+            }
+        };
+        sent.map_err(|e| ModelError::Options(e.to_string()))
     }
 
     fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear> {
+        computed(self.staging.finish().map_err(torch_ext::Error::from));
         Box::new(CudaLinear {
             kernels: self.kernels,
             deterministic: self.deterministic,

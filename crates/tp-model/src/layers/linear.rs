@@ -116,6 +116,12 @@ impl DenseBuilder {
 
     /// The weight as it stands.
     #[cfg(feature = "cuda")]
+    pub(super) fn weight(&self) -> &Tensor {
+        &self.0
+    }
+
+    /// The weight as it stands.
+    #[cfg(feature = "cuda")]
     pub(super) fn into_weight(self) -> Tensor {
         self.0
     }

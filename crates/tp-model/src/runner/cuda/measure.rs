@@ -65,7 +65,14 @@ impl CudaRunner {
         let _ = self.tables.fill_(1);
         let mut left = self.config.max_num_batched_tokens;
         self.ints.tokens.resize(left, 0);
-        for slot in 0..slots {
+        // One that decodes beside the prompts, if these find room in the other slots: a step of both
+        // takes kernels that neither takes alone, and they are to be compiled before requests come.
+        let beside = left > 1 && (slots - 1) * self.config.max_model_len >= left - 1;
+        if beside {
+            self.ints.push_row(0, 0, 1, 0);
+            left -= 1;
+        }
+        for slot in usize::from(beside)..slots {
             let len = left.min(self.config.max_model_len);
             if len == 0 {
                 break;

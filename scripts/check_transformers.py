@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Compares greedy tokens after prompts of 1,000 tokens with `transformers`.
+
+    python3 scripts/check_transformers.py --binary target/release/nano-vllm-serve [--device cuda]
+
+Makes small random checkpoints of three architectures (Llama 3 with its scaled rotation, Qwen 3 with norms of heads, Mistral
+with a sliding window), lets the program answer, and asks transformers, on the same device and in the same dtype, what it
+would say at each place of those answers. Every token must be the most likely one or as good as that: its logit at most
+TIE roundings of the dtype below. That the comparison sees differences is checked, too: of the same answers behind prompts
+that lack their first half, transformers must find many wrong.
+Needs PyTorch and transformers (scripts/requirements-fixtures.txt).
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+PROMPTS, LENGTH, ANSWER, VOCAB = 8, 1000, 48, 1000
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
+# Of the largest logit: hidden states are rounded at each of some forty operations.
+TIE = 6
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.12,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 512, "rope_theta": 500000.0}
+MODELS = {
+    "llama": (transformers.LlamaConfig, {"rope_parameters": LLAMA3, "head_dim": 64}),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 128}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": 300, "head_dim": 64}),
+}
+
+
+def make(name, folder, dtype, device):
+    kind, more = MODELS[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **more), dtype=torch.float32)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    # Read anew: `to` has also rounded the frequencies of the rotation.
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return loaded.to(device).eval()
+
+
+def answers(binary, folder, prompts, flags):
+    lines = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/completions",
+         "body": {"model": str(folder), "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "ignore_eos": True,
+                  "return_token_ids": True}}
+        for i, prompt in enumerate(prompts)
+    ]
+    source, target = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [binary, "run-batch", "-i", str(source), "-o", str(target), "--model", str(folder), "--skip-tokenizer-init"]
+    done = subprocess.run(command + flags, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command + flags)}\n{done.stderr[-2000:]}")
+    found = {}
+    for line in target.read_text().splitlines():
+        answer = json.loads(line)
+        found[int(answer["custom_id"])] = answer["response"]["body"]["choices"][0]["token_ids"]
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def judge(model, prompts, given, tie):
+    """Of all tokens: how many transformers would have given, how many were as good, how many neither; the largest gap."""
+    counts, worst = [0, 0, 0], 0.0
+    for prompt, answer in zip(prompts, given):
+        ids = torch.tensor([prompt + answer], device=model.device)
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].double()
+        top, at = logits.max(-1)
+        tokens = torch.tensor(answer, device=model.device)
+        gaps = top - logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        limit = tie * logits.abs().max()
+        for same, gap in zip((at == tokens).tolist(), gaps.tolist()):
+            counts[0 if same else 1 if gap <= limit else 2] += 1
+            worst = max(worst, gap / float(limit))
+    return counts, worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default="target/release/nano-vllm-serve")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], choices=ROUNDING)
+    args = parser.parse_args()
+    failed = False
+    for name in MODELS:
+        for dtype in args.dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                folder = Path(folder)
+                model = make(name, folder, dtype, args.device)
+                generator = torch.Generator().manual_seed(1)
+                prompts = torch.randint(0, VOCAB, (PROMPTS, LENGTH), generator=generator).tolist()
+                flags = ["--device", args.device, "--dtype", dtype]
+                given = answers(args.binary, folder, prompts, flags)
+                tie = TIE * ROUNDING[dtype]
+                (same, tied, wrong), worst = judge(model, prompts, given, tie)
+                halves = [prompt[LENGTH // 2 :] for prompt in prompts]
+                (_, _, control), _ = judge(model, halves, given, tie)
+                sound = len(set(map(len, given))) == 1 == len({ANSWER, len(given[0])}) and wrong == 0
+                sees = name == "mistral" or control > PROMPTS * ANSWER // 4
+                failed |= not (sound and sees)
+                print(f"{name} {dtype}: {same} of {same + tied + wrong} tokens are transformers' own, {tied} as good, {wrong} wrong "
+                      f"(largest gap {worst:.2f} of what is allowed); behind half of the prompts {control} are wrong"
+                      f"{'' if sound and sees else '  FAILED'}", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

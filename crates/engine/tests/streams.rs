@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use engine::{
-    AsyncEngine, FinishReason, OutputDelta, RequestError, SamplingParams, StepRecord, StopReason,
+    AsyncEngine, AsyncOptions, FinishReason, OutputDelta, RequestError, SamplingParams, StepRecord,
+    StopReason,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -190,6 +191,66 @@ fn a_dropped_stream_gives_its_blocks_back_at_every_state() {
                 let next = engine.generate(request("abc", greedy(3))).unwrap();
                 assert_eq!(next.collect().await.unwrap().outputs[0].text, "def");
             });
+        }
+    }
+}
+
+#[test]
+fn a_dropped_stream_s_blocks_are_free_within_two_steps() {
+    for overlap in [false, true] {
+        for in_its_prompt in [true, false] {
+            let setup = Setup {
+                overlap,
+                max_num_batched_tokens: 8,
+                prefix_caching: false,
+                ..Setup::default()
+            };
+            let (permits, gate) = channel();
+            let mut runner = setup.runner();
+            runner.permits = Some(gate);
+            let (told, figures) = channel();
+            let options = AsyncOptions {
+                observer: Some(Box::new(move |stats, _| {
+                    let _ = told.send(*stats);
+                })),
+                ..AsyncOptions::default()
+            };
+            let core = setup.core_with(runner);
+            let engine = AsyncEngine::start_with(core, setup.frontend(), options).unwrap();
+            // A step of the engine: its figures come once it has been launched and, with overlap, the
+            // one before was collected.
+            let mut steps = 0;
+            let mut used_after_step = || {
+                steps += 1;
+                permits.send(()).unwrap();
+                (figures.recv().unwrap().kv_used_blocks, steps)
+            };
+            let stays = engine.generate(request("abc", greedy(150))).unwrap();
+            // The figures of the request's arrival.
+            figures.recv().unwrap();
+            let own = (0..3).map(|_| used_after_step().0).last().unwrap();
+            let prompt = "a prompt of many chunks, each of which takes a step of its own";
+            let leaves = engine.generate(request(prompt, greedy(100))).unwrap();
+            let full = own + prompt.len().div_ceil(setup.block_size);
+            // Admission takes the whole prompt's blocks, and its first step computes a part of it.
+            while used_after_step().0 < full {}
+            if !in_its_prompt {
+                for _ in 0..prompt.len() / 4 {
+                    used_after_step();
+                }
+            }
+            drop(leaves);
+            used_after_step();
+            let (after, steps) = used_after_step();
+            // The one that stays has got a token a step.
+            let most = own + steps / setup.block_size + 1;
+            assert!(most < full, "too many steps to tell");
+            assert!(
+                after <= most,
+                "{after} blocks; at most {most} are of the one that stays"
+            );
+            drop((stays, permits));
+            runtime().block_on(wait_until_empty(&engine));
         }
     }
 }

@@ -156,6 +156,10 @@ pub struct ServerArgs {
     /// With --fake-runner: panic in this step, to test what clients see of it.
     #[arg(long, hide = true, requires = "fake_runner")]
     pub fake_runner_panic_at_step: Option<u64>,
+    /// With --fake-runner: each step takes a byte from standard input before it begins, so that a
+    /// test can let one after the other pass; the input's end lets all of them pass.
+    #[arg(long, hide = true, requires = "fake_runner")]
+    pub fake_steps_from_stdin: bool,
 }
 
 impl ServerArgs {

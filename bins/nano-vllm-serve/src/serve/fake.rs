@@ -1,5 +1,6 @@
 //! `--fake-runner`: tokens at once, so that what is measured is the server and not a model.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ struct FakeRunner {
     vocab_size: u32,
     step_time: Duration,
     panic_at: Option<u64>,
+    /// Each step takes a byte of standard input.
+    wait_for_stdin: bool,
 }
 
 impl ModelRunner for FakeRunner {
@@ -30,6 +33,10 @@ impl ModelRunner for FakeRunner {
     type Error = std::convert::Infallible;
 
     fn launch(&mut self, plan: StepPlan<Arc<SeqParams>>) -> Result<Self::Ticket, Self::Error> {
+        if self.wait_for_stdin {
+            // At its end nothing holds the steps back any more.
+            let _ = std::io::stdin().read(&mut [0]);
+        }
         if !self.step_time.is_zero() {
             std::thread::sleep(self.step_time);
         }
@@ -81,6 +88,7 @@ pub fn start<R: engine::Runner>(
         vocab_size: u32::try_from(frontend.limits().vocab_size)?,
         step_time: server.fake_step_ms,
         panic_at: server.fake_runner_panic_at_step,
+        wait_for_stdin: server.fake_steps_from_stdin,
     };
     let core = EngineCore::new(scheduler, runner);
     Ok(AsyncEngine::start_with(core, frontend, options)?)

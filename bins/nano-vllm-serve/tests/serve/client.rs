@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -89,6 +89,11 @@ impl Server {
         let mut all = vec!["--fake-runner", "--fake-step-ms", &step];
         all.extend(flags);
         Self::start(&all)
+    }
+
+    /// Its standard input, of a command that has a pipe there.
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
     }
 
     /// Sends a signal.

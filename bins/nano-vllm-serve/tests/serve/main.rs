@@ -4,6 +4,7 @@
 mod bad_requests;
 mod client;
 mod crashes;
+mod dropped;
 mod endpoints;
 mod fairness;
 mod faults;

@@ -110,6 +110,10 @@ pub struct ServerArgs {
     /// Most bytes of a request's body (accepts 16M, ...).
     #[arg(long, default_value = "16M", value_parser = parse_size)]
     pub max_body_size: u64,
+    /// Most tokens that one request may ask for: prompts times n times max_tokens (accepts 16M, ...);
+    /// more get 400. 0: no limit.
+    #[arg(long, default_value = "16M", value_parser = parse_size)]
+    pub max_tokens_per_request: u64,
     /// Most bytes of a request's head.
     #[arg(long, default_value = "64K", value_parser = parse_size)]
     pub h11_max_incomplete_event_size: u64,

@@ -163,6 +163,12 @@ fn parse(
         &app.names,
         Dialect::Http(app.parsers),
     )?;
+    check_tokens(
+        app.server.max_tokens_per_request,
+        [call.prompts.len(), call.params.n as usize],
+        call.params.max_tokens,
+        frontend.limits().max_model_len,
+    )?;
     let id = match &call.request_id {
         Some(own) if !is_plain_id(own) => {
             return Err(ApiError::bad_value(
@@ -176,6 +182,30 @@ fn parse(
     Ok((call, id))
 }
 
+/// Refuses a request that asks for more than `most` tokens in all (0: any number). A choice without
+/// `max_tokens` may fill the model's context, and none goes beyond it.
+fn check_tokens(
+    most: u64,
+    [prompts, n]: [usize; 2],
+    max_tokens: Option<u32>,
+    max_model_len: usize,
+) -> Result<(), ApiError> {
+    let each = max_tokens.map_or(max_model_len, |max| max_model_len.min(max as usize));
+    let total = (prompts * n) as u64 * each as u64;
+    if most == 0 || total <= most {
+        return Ok(());
+    }
+    let each = match max_tokens {
+        Some(_) => format!("max_tokens {each}"),
+        None => format!("the model's {each} tokens, as max_tokens is not set"),
+    };
+    let message = format!(
+        "the request asks for up to {total} tokens (prompts {prompts} × n {n} × {each}), and this \
+         server takes {most} a request (--max-tokens-per-request): ask for less at once"
+    );
+    Err(ApiError::bad_value("max_tokens", message))
+}
+
 /// Fields that had no effect are named in the answer and in the log: a misspelt parameter must not
 /// go unnoticed.
 fn ignored_fields(call: &Call) -> Option<HeaderValue> {
@@ -185,4 +215,27 @@ fn ignored_fields(call: &Call) -> Option<HeaderValue> {
     let list = call.ignored[..call.ignored.len().min(10)].join(", ");
     tracing::warn!("ignored unknown fields: {list}");
     HeaderValue::from_str(&list).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_counted_over_prompts_and_choices() {
+        let check = |most, counts, max| check_tokens(most, counts, max, 100);
+        assert!(check(40, [2, 4], Some(5)).is_ok());
+        assert!(check(0, [1024, 1], None).is_ok());
+        // No answer is longer than the context.
+        assert!(check(200, [2, 1], Some(u32::MAX)).is_ok());
+        let error = check(39, [2, 4], Some(5)).unwrap_err();
+        assert_eq!(error.status, 400);
+        assert_eq!(
+            error.message,
+            "the request asks for up to 40 tokens (prompts 2 × n 4 × max_tokens 5), and this server \
+             takes 39 a request (--max-tokens-per-request): ask for less at once"
+        );
+        let error = check(99, [1, 1], None).unwrap_err();
+        assert!(error.message.contains("the model's 100 tokens"));
+    }
 }

@@ -68,6 +68,35 @@ fn a_queue_of_too_many_tokens_says_so() {
 }
 
 #[test]
+fn a_request_for_too_many_tokens_is_refused_and_says_why() {
+    let server = Server::fake(0, &["--max-tokens-per-request", "60"]);
+    let mut body = endless("a", 10);
+    (body["n"], body["temperature"]) = (json!(6), json!(1));
+    server.ok(PATH, &body);
+    body["n"] = json!(7);
+    let mut chat = json!({"messages": [{"role": "user", "content": "a"}]});
+    for (path, body, text) in [
+        (PATH, &body, "70 tokens (prompts 1 × n 7 × max_tokens 10)"),
+        (
+            "/v1/chat/completions",
+            &chat,
+            "1024 tokens (prompts 1 × n 1 × the model's 1024",
+        ),
+    ] {
+        let refused = server.post(path, body);
+        assert_eq!(refused.status, 400, "{}", refused.text());
+        let error = refused.error();
+        assert_eq!(error["param"], "max_tokens");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(text), "{message}");
+        assert!(message.contains("60 a request (--max-tokens-per-request)"));
+    }
+    chat["max_completion_tokens"] = json!(60);
+    server.ok("/v1/chat/completions", &chat);
+    server.wait_empty();
+}
+
+#[test]
 fn requests_that_take_too_long_are_given_up() {
     let flags = [
         "--max-num-seqs",

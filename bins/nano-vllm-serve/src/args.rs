@@ -95,7 +95,12 @@ pub struct EngineArgs {
     #[arg(long, value_delimiter = ',', value_name = "GPUS", hide = true)]
     pub device_ids: Option<Vec<usize>>,
     /// Seconds that a rank may keep the others waiting before all of them end.
-    #[arg(long, default_value = "60", value_parser = parse_seconds)]
+    #[arg(
+        long,
+        alias = "distributed-timeout-seconds",
+        default_value = "60",
+        value_parser = parse_seconds
+    )]
     pub distributed_timeout: Duration,
     /// The other ranks, if they are processes.
     #[arg(skip)]
@@ -129,6 +134,13 @@ pub struct EngineArgs {
     /// A chat template file to use instead of the checkpoint's.
     #[arg(long)]
     pub chat_template: Option<PathBuf>,
+    /// Sampling defaults: auto (the checkpoint's generation_config.json), vllm (none), or a folder with
+    /// such a file.
+    #[arg(long, default_value = "auto", value_name = "auto|vllm|DIR")]
+    pub generation_config: String,
+    /// Sampling defaults that win over those, as a JSON object: {"temperature": 0.5, …}.
+    #[arg(long, value_name = "JSON")]
+    pub override_generation_config: Option<String>,
     /// Token-id prompts only: no tokenizer is loaded.
     #[arg(long)]
     pub skip_tokenizer_init: bool,

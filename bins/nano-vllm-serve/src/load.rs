@@ -97,6 +97,11 @@ impl EngineArgs {
             distributed_timeout: self.distributed_timeout,
             max_logprobs: self.max_logprobs,
             chat_template: self.chat_template.clone(),
+            generation_defaults: FromStr::from_str(&self.generation_config)?,
+            generation_overrides: match &self.override_generation_config {
+                Some(json) => json.parse()?,
+                None => defaults.generation_overrides.clone(),
+            },
             skip_tokenizer_init: self.skip_tokenizer_init,
             ..defaults
         })

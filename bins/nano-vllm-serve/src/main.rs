@@ -11,6 +11,7 @@ mod run_batch;
 mod say;
 mod serve;
 mod sizes;
+mod vllm_flags;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -36,8 +37,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = std::env::args_os().collect();
-    let mut cli = match serve::config_file::expand(arguments) {
+    let arguments = vllm_flags::spell(std::env::args_os().collect());
+    let arguments = serve::config_file::expand(arguments).and_then(vllm_flags::settle);
+    let mut cli = match arguments {
         Ok(arguments) => Cli::parse_from(arguments),
         Err(error) => {
             eprintln!("nano-vllm-serve: {}", one_line(&error));

@@ -96,7 +96,8 @@ impl Engine<Runner> {
         let checkpoint = Checkpoint::Directory(dir.to_path_buf());
         let model_config = ModelConfig::from_dir(dir)?;
         wanted_model_len(config, model_config.max_context())?;
-        let generation_config = GenerationConfig::load(&checkpoint)?;
+        let (defaults, over) = (&config.generation_defaults, &config.generation_overrides);
+        let generation_config = GenerationConfig::for_flags(&checkpoint, defaults, over)?;
         let tokenizer = match config.skip_tokenizer_init {
             true => None,
             false => Tokenizer::load(&checkpoint)?.map(Arc::new),

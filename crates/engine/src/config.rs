@@ -10,6 +10,8 @@ use tp_model::comm::Health;
 use tp_model::distributed::World;
 use tp_model::{Backend, DtypeChoice, ParallelConfig};
 
+use crate::generation_config::{GenerationDefaults, GenerationOverrides};
+
 /// Less would not tell a rank that is gone from one whose thread waits its turn.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -94,6 +96,10 @@ pub struct EngineConfig {
     pub max_logprobs: i32,
     /// A template file to use instead of the checkpoint's.
     pub chat_template: Option<PathBuf>,
+    /// Where sampling defaults come from.
+    pub generation_defaults: GenerationDefaults,
+    /// What is put over them.
+    pub generation_overrides: GenerationOverrides,
     /// Serve token ids only, even if the checkpoint has a tokenizer.
     pub skip_tokenizer_init: bool,
     /// Show progress bars while a model is downloaded.
@@ -227,6 +233,8 @@ impl EngineConfig {
             health: None,
             max_logprobs: 20,
             chat_template: None,
+            generation_defaults: GenerationDefaults::default(),
+            generation_overrides: GenerationOverrides::default(),
             skip_tokenizer_init: false,
             download_progress: true,
         }

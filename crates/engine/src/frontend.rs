@@ -108,19 +108,7 @@ impl Frontend {
     /// The parameters of a request that sets none: the checkpoint's `generation_config.json`, and
     /// the sampler's defaults where that is silent.
     pub fn default_sampling_params(&self) -> SamplingParams {
-        let config = &self.generation_config;
-        let base = SamplingParams::default();
-        SamplingParams {
-            temperature: config.temperature.unwrap_or(base.temperature),
-            top_k: config
-                .top_k
-                .map_or(base.top_k, |k| i32::try_from(k).unwrap_or(base.top_k)),
-            top_p: config.top_p.unwrap_or(base.top_p),
-            min_p: config.min_p.unwrap_or(base.min_p),
-            repetition_penalty: config.repetition_penalty.unwrap_or(base.repetition_penalty),
-            max_tokens: config.max_new_tokens.or(base.max_tokens),
-            ..base
-        }
+        self.generation_config.sampling_params()
     }
 
     /// The token ids of a prompt.

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
+
+use engine::Prompt;
 
 use super::traces::Endpoint;
 use crate::args::EngineArgs;
 use crate::openai::parts::{Parsers, Reasoning};
-use crate::sizes::parse_size;
+use crate::sizes::{parse_count, parse_size};
 
 /// Serves the OpenAI API over HTTP; `/` shows a chat and the live engine. SIGTERM drains: `/ready`
 /// turns 503, open requests end, then the process does.
@@ -59,6 +62,9 @@ pub struct ServerArgs {
     /// Port to listen on; 0: any that is free.
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
+    /// Path of a Unix socket to listen on, instead of --host and --port.
+    #[arg(long, value_name = "PATH")]
+    pub uds: Option<PathBuf>,
     /// YAML file with flags as keys; flags on the command line win.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -76,7 +82,17 @@ pub struct ServerArgs {
     /// Private key in PEM.
     #[arg(long, requires = "ssl_certfile")]
     pub ssl_keyfile: Option<PathBuf>,
-    /// Origins whose pages may call the API from a browser; * for all.
+    /// Authorities of clients' certificates, in PEM; see --ssl-cert-reqs. SIGHUP reads them again.
+    #[arg(long, requires = "ssl_certfile")]
+    pub ssl_ca_certs: Option<PathBuf>,
+    /// Clients' certificates: 0 none is asked for, 1 one that comes must be of --ssl-ca-certs, 2 there
+    /// must be one.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub ssl_cert_reqs: u8,
+    /// Read certificates again whenever their files change, without SIGHUP.
+    #[arg(long, requires = "ssl_certfile")]
+    pub enable_ssl_refresh: bool,
+    /// Origins whose pages may call the API from a browser; * for all. Also a JSON list, as in vLLM.
     #[arg(long, num_args = 1..)]
     pub allowed_origins: Vec<String>,
     /// Most requests that wait for their first step; more get 503. 0: no limit. Unset: 1024, or
@@ -132,6 +148,18 @@ pub struct ServerArgs {
     /// Tell in usages how many tokens of the prompt the prefix cache had.
     #[arg(long)]
     pub enable_prompt_tokens_details: bool,
+    /// Tokens of a streamed chunk. The first token comes at once, whatever this is.
+    #[arg(long, default_value = "1", value_parser = parse_count)]
+    pub stream_interval: usize,
+    /// End every stream with its usage, whether the client asks for it or not.
+    #[arg(long)]
+    pub enable_force_include_usage: bool,
+    /// Write tokens in log-probabilities as `token_id:N` also where a request does not ask for it.
+    #[arg(long)]
+    pub return_tokens_as_token_ids: bool,
+    /// Defaults of chat_template_kwargs, as a JSON object; a request's own win.
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    pub default_chat_template_kwargs: Option<JsonObject>,
     /// Seconds between comments that keep a silent stream alive; 0: none.
     #[arg(long, default_value = "0", value_parser = parse_seconds)]
     pub sse_keep_alive_interval: Duration,
@@ -167,6 +195,37 @@ pub struct ServerArgs {
 }
 
 impl ServerArgs {
+    /// Puts flags that may be written in several ways into one, and refuses those that do not fit
+    /// together.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        let mut origins = Vec::new();
+        for origin in std::mem::take(&mut self.allowed_origins) {
+            match origin.starts_with('[') {
+                false => origins.push(origin),
+                true => origins.extend(
+                    serde_json::from_str::<Vec<String>>(&origin)
+                        .with_context(|| format!("--allowed-origins {origin}"))?,
+                ),
+            }
+        }
+        self.allowed_origins = origins;
+        anyhow::ensure!(
+            (self.ssl_cert_reqs > 0) == self.ssl_ca_certs.is_some(),
+            "--ssl-cert-reqs 1 or 2 and --ssl-ca-certs need each other"
+        );
+        Ok(())
+    }
+
+    /// Gives a chat what --default-chat-template-kwargs has and the request leaves out.
+    pub fn complete_template_kwargs(&self, prompt: &mut Prompt) {
+        if let (Prompt::Chat(chat), Some(defaults)) = (prompt, &self.default_chat_template_kwargs) {
+            for (name, value) in defaults {
+                let own = chat.template_kwargs.entry(name.clone());
+                own.or_insert_with(|| value.clone());
+            }
+        }
+    }
+
     /// How chats' answers are split.
     pub fn parsers(&self) -> Parsers {
         Parsers {
@@ -177,6 +236,13 @@ impl ServerArgs {
             tools: self.tool_call_parser.is_some(),
         }
     }
+}
+
+/// A JSON object on the command line.
+pub type JsonObject = serde_json::Map<String, serde_json::Value>;
+
+fn parse_object(text: &str) -> Result<JsonObject, String> {
+    serde_json::from_str(text).map_err(|error| format!("must be a JSON object: {error}"))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -195,5 +261,48 @@ fn parse_duration(text: &str, unit: f64) -> Result<Duration, String> {
     match (0.0..=MAX_SECONDS).contains(&(value * unit)) {
         true => Ok(Duration::from_secs_f64(value * unit)),
         false => Err("must be between 0 and a century".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        server: ServerArgs,
+    }
+
+    fn settled(args: &[&str]) -> anyhow::Result<ServerArgs> {
+        let all = [&["serve"], args].concat();
+        let mut server = Flags::try_parse_from(all)?.server;
+        server.settle().map(|()| server)
+    }
+
+    #[test]
+    fn origins_are_words_or_a_json_list() {
+        let args = ["--allowed-origins", "http://a", "[\"http://b\", \"*\"]"];
+        let origins = settled(&args).unwrap().allowed_origins;
+        assert_eq!(origins, ["http://a", "http://b", "*"]);
+        assert!(settled(&["--allowed-origins", "[http://a]"]).is_err());
+    }
+
+    #[test]
+    fn clients_certificates_need_an_authority_and_a_rule() {
+        let tls = ["--ssl-certfile", "a", "--ssl-keyfile", "b"];
+        let check = |more: &[&str]| settled(&[&tls[..], more].concat());
+        assert!(check(&[]).is_ok());
+        assert!(check(&["--ssl-ca-certs", "c", "--ssl-cert-reqs", "2"]).is_ok());
+        for bad in [
+            &["--ssl-ca-certs", "c"][..],
+            &["--ssl-cert-reqs", "1"],
+            &["--ssl-ca-certs", "c", "--ssl-cert-reqs", "3"],
+        ] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+        assert!(settled(&["--enable-ssl-refresh"]).is_err());
     }
 }

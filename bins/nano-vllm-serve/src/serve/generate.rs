@@ -156,7 +156,7 @@ fn parse(
 ) -> Result<(Call, String), ApiError> {
     let value = body::json(bytes)?;
     let frontend = app.engine.frontend();
-    let call = Call::parse(
+    let mut call = Call::parse(
         endpoint,
         value,
         frontend,
@@ -169,6 +169,13 @@ fn parse(
         call.params.max_tokens,
         frontend.limits().max_model_len,
     )?;
+    if let (true, Some(stream)) = (app.server.enable_force_include_usage, &mut call.stream) {
+        stream.include_usage = true;
+    }
+    call.tokens_as_ids |= app.server.return_tokens_as_token_ids;
+    for prompt in &mut call.prompts {
+        app.server.complete_template_kwargs(prompt);
+    }
     let id = match &call.request_id {
         Some(own) if !is_plain_id(own) => {
             return Err(ApiError::bad_value(

@@ -16,6 +16,7 @@ mod generate;
 mod generation;
 mod heartbeat;
 mod lifecycle;
+mod listener;
 mod live;
 mod metrics;
 mod net;
@@ -32,7 +33,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use engine::{AsyncEngine, AsyncOptions, Policy, QueueLimits};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -41,6 +41,7 @@ pub use args::{LogFormat, ServeArgs};
 use auth::ApiKeys;
 use heartbeat::Heartbeat;
 use lifecycle::{Lifecycle, Phase};
+use listener::Listener;
 use metrics::Metrics;
 use net::Server;
 use state::{App, Ids};
@@ -58,12 +59,10 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let mut args = args.clone();
     args.engine.model = args.engine.model.take().or(args.model_tag.take());
     // Everything that can be wrong is looked at before the model is loaded.
+    args.server.settle()?;
     let server = &args.server;
     let keys = ApiKeys::new(&server.api_key, server.api_key_file.as_deref())?;
-    let tls = match (&server.ssl_certfile, &server.ssl_keyfile) {
-        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
-        _ => None,
-    };
+    let tls = Tls::from_args(server)?.map(Arc::new);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(server.http_threads.max(1))
         .thread_name("http")
@@ -77,9 +76,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start a thread")?;
-    let listener = probes
-        .block_on(TcpListener::bind((server.host.as_str(), server.port)))
-        .with_context(|| format!("cannot listen on {}:{}", server.host, server.port))?;
+    let listener = probes.block_on(Listener::bind(server))?;
     if keys.tenants().len() > 1 {
         let weights = keys.tenants().iter().map(|tenant| tenant.weight);
         args.engine.class_weights = (0..).zip(weights).collect();
@@ -180,13 +177,12 @@ fn start_engine(args: &ServeArgs, keys: &ApiKeys) -> anyhow::Result<Parts> {
 
 async fn serve(
     app: Arc<App>,
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Arc<Tls>>,
     streams: Handle,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let address = listener.local_addr().context("cannot listen")?;
+    let address = listener.address(tls.is_some())?;
     let connections = Arc::new(Semaphore::new(
         app.server.max_connections.clamp(1, MAX_PERMITS),
     ));
@@ -200,9 +196,12 @@ async fn serve(
     };
     let most = connections.available_permits();
     let accepting = tokio::spawn(server.accept(listener));
+    if let Some(tls) = tls.clone().filter(|_| app.server.enable_ssl_refresh) {
+        tokio::spawn(tls.follow_files());
+    }
     let name = app.names.0.join(", ");
     // As with the log: standard output on a full disk is no reason not to serve.
-    if let Err(error) = say(format_args!("{name} is served at {scheme}://{address}")) {
+    if let Err(error) = say(format_args!("{name} is served at {address}")) {
         tracing::warn!("{error:#}");
     }
     tracing::info!(%address, "ready");
@@ -269,10 +268,8 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => match tls.map(Tls::reload) {
-                    None => {}
-                    Some(Ok(())) => tracing::info!("the certificate was read again"),
-                    Some(Err(error)) => tracing::error!("the old certificate stays: {error:#}"),
+                _ = self.hangup.recv() => if let Some(tls) = tls {
+                    tls.reload();
                 },
             }
         }

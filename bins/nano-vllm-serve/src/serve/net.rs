@@ -7,7 +7,8 @@
 //!
 //! A step of 1,024 streams makes as many tasks ready at once, and whatever comes next waits behind
 //! them. A probe must not: an orchestrator would end a server that is merely busy. So the thread
-//! that accepts keeps the connections that begin with a probe to itself.
+//! that accepts keeps the connections that begin with a probe to itself. It has no look at those of
+//! a Unix socket, which is for a proxy on the same machine.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,7 +27,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
@@ -34,6 +35,7 @@ use tower::Service;
 
 use super::args::ServerArgs;
 use super::lifecycle::{Lifecycle, Phase};
+use super::listener::{Accepted, Listener};
 use super::tls::Tls;
 
 /// Why a connection ended early.
@@ -71,13 +73,13 @@ fn begins_with_probe(bytes: &[u8]) -> bool {
 
 impl Server {
     /// Accepts connections until the task is dropped.
-    pub async fn accept(self, listener: TcpListener) {
+    pub async fn accept(self, listener: Listener) {
         loop {
             let Ok(permit) = self.connections.clone().acquire_owned().await else {
                 return;
             };
             let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     // Out of file descriptors, most likely: those that are open will close.
                     tracing::warn!("cannot accept a connection: {error}");
@@ -95,19 +97,24 @@ impl Server {
     }
 
     /// Serves the connection here or hands it on, by how it begins.
-    async fn route(self, stream: TcpStream, permit: OwnedSemaphorePermit) -> Result<(), Failed> {
-        // Tokens are small and must not wait for more to come.
-        stream.set_nodelay(true)?;
-        if self.is_probe(&stream).await? {
-            self.handle(stream, true).await?;
-            drop(permit);
-            return Ok(());
+    async fn route(self, stream: Accepted, permit: OwnedSemaphorePermit) -> Result<(), Failed> {
+        if let Accepted::Tcp(stream) = &stream {
+            // Tokens are small and must not wait for more to come.
+            stream.set_nodelay(true)?;
         }
-        let stream = stream.into_std()?;
+        let stream = match stream {
+            Accepted::Tcp(stream) if self.is_probe(&stream).await? => {
+                self.handle(stream, true).await?;
+                drop(permit);
+                return Ok(());
+            }
+            stream => stream.detach()?,
+        };
         let streams = self.streams.clone();
         streams.spawn(async move {
-            let result = match TcpStream::from_std(stream) {
-                Ok(stream) => self.handle(stream, false).await,
+            let result = match stream.attach() {
+                Ok(Accepted::Tcp(stream)) => self.handle(stream, false).await,
+                Ok(Accepted::Unix(stream)) => self.handle(stream, false).await,
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = result {
@@ -140,7 +147,10 @@ impl Server {
         Ok(begins_with_probe(&bytes[..length]))
     }
 
-    async fn handle(&self, stream: TcpStream, probe: bool) -> Result<(), Failed> {
+    async fn handle<S>(&self, stream: S, probe: bool) -> Result<(), Failed>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         match &self.tls {
             None => self.serve(stream, probe).await,
             Some(tls) => {

@@ -94,8 +94,10 @@ impl Events {
         }
     }
 
-    /// Writes what is pending.
-    fn write(&mut self) {
+    /// Writes what is pending of each choice whose chunk is due: its first, its last, and one of
+    /// --stream-interval tokens. With `all` whatever there is.
+    fn write(&mut self, all: bool) {
+        let interval = self.app.server.stream_interval;
         let (call, generation) = (&self.call, &self.generation);
         let buffer = &mut self.buffer;
         buffer.reserve(self.touched.len() * CHUNK);
@@ -105,9 +107,15 @@ impl Events {
         };
         let options = call.stream.unwrap_or_default();
         let n = call.params.n as usize;
-        for choice in self.touched.drain(..) {
-            let Some(delta) = self.pending[choice].take() else {
-                continue;
+        let (pending, begun) = (&mut self.pending, &mut self.begun);
+        self.touched.retain(|choice| {
+            let choice = *choice;
+            let due = |delta: &mut OutputDelta| {
+                let enough = delta.token_ids.len() >= interval || delta.finish.is_some();
+                all || enough || !begun[choice]
+            };
+            let Some(delta) = pending[choice].take_if(due) else {
+                return pending[choice].is_some();
             };
             let usage = options
                 .continuous_usage_stats
@@ -118,7 +126,7 @@ impl Events {
                 output: generation.output(choice / n),
                 usage,
             };
-            if !std::mem::replace(&mut self.begun[choice], true) {
+            if !std::mem::replace(&mut begun[choice], true) {
                 let echo = match call.echo {
                     true => echo_of(call, choice / n, from.output, &names),
                     false => String::new(),
@@ -126,7 +134,8 @@ impl Events {
                 self.frames.first(buffer, from, choice, &echo);
             }
             self.frames.delta(buffer, from, choice, &delta);
-        }
+            false
+        });
     }
 
     fn end(&mut self, error: Option<&ApiError>) {
@@ -196,18 +205,18 @@ impl http_body::Body for Events {
                     }
                     // More may be there already: come back for it.
                     cx.waker().wake_by_ref();
-                    this.write();
+                    this.write(false);
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.write();
+                    this.write(true);
                     this.end(Some(&error));
                 }
                 Poll::Ready(None) => {
-                    this.write();
+                    this.write(true);
                     this.end(None);
                 }
                 Poll::Pending => {
-                    this.write();
+                    this.write(false);
                     if this.buffer.is_empty() {
                         ready!(poll_keep_alive(this, cx));
                         this.buffer.extend_from_slice(b": keep-alive\n\n");

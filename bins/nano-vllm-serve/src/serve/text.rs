@@ -49,7 +49,7 @@ fn do_tokenize(app: &App, mut f: Fields) -> Result<Value, ApiError> {
     let strings = f.take_bool("return_token_strs", false)?;
     let prompt: Option<String> = f.take_as("prompt", "a string")?;
     let messages: Option<Vec<Value>> = f.take_as("messages", "a list of messages")?;
-    let prompt = match (prompt, messages) {
+    let mut prompt = match (prompt, messages) {
         (Some(text), None) => Prompt::Text(text),
         (None, Some(messages)) => Prompt::Chat(ChatInput {
             messages,
@@ -68,6 +68,7 @@ fn do_tokenize(app: &App, mut f: Fields) -> Result<Value, ApiError> {
             ));
         }
     };
+    app.server.complete_template_kwargs(&mut prompt);
     let frontend = app.engine.frontend();
     let tokens = frontend.tokenize(&prompt, special)?;
     let strings = match (strings, frontend.tokenizer()) {

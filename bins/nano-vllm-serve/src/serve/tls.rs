@@ -1,37 +1,81 @@
-//! HTTPS, with a certificate that can be renewed without a restart.
+//! HTTPS, with certificates that can be renewed without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// The certificate that new connections get.
+use super::args::ServerArgs;
+
+/// How often --enable-ssl-refresh looks at the files.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// The certificate that new connections get, and those that they must bring.
 pub struct Tls {
-    certificate: PathBuf,
-    key: PathBuf,
+    files: Files,
     config: RwLock<Arc<ServerConfig>>,
 }
 
+/// Where it is read from.
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    /// Authorities of clients, and whether a client must have a certificate.
+    clients: Option<(PathBuf, bool)>,
+}
+
 impl Tls {
-    /// Reads certificate and key.
-    pub fn load(certificate: &Path, key: &Path) -> anyhow::Result<Self> {
-        Ok(Self {
-            config: RwLock::new(read(certificate, key)?),
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-        })
+    /// Reads the files that the flags name, if they name any.
+    pub fn from_args(args: &ServerArgs) -> anyhow::Result<Option<Self>> {
+        let (Some(certificate), Some(key)) = (&args.ssl_certfile, &args.ssl_keyfile) else {
+            return Ok(None);
+        };
+        let files = Files {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            clients: args
+                .ssl_ca_certs
+                .clone()
+                .map(|path| (path, args.ssl_cert_reqs == 2)),
+        };
+        Ok(Some(Self {
+            config: RwLock::new(files.read()?),
+            files,
+        }))
     }
 
-    /// Reads both files again; after an error the old ones stay.
-    pub fn reload(&self) -> anyhow::Result<()> {
-        let config = read(&self.certificate, &self.key)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
-        Ok(())
+    /// Reads all files again; after an error what was read before stays. The log has either.
+    pub fn reload(&self) {
+        match self.files.read() {
+            Ok(config) => {
+                *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+                tracing::info!("the certificate was read again");
+            }
+            Err(error) => tracing::error!("the old certificate stays: {error:#}"),
+        }
+    }
+
+    /// Reads the files again whenever one of them has changed, until the task is dropped.
+    pub async fn follow_files(self: Arc<Self>) {
+        let mut seen = self.files.changed();
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            let now = self.files.changed();
+            if now != seen {
+                // Certificate and key may be half way through being replaced: an error now is
+                // followed by another try once the other file has changed, too.
+                self.reload();
+                seen = now;
+            }
+        }
     }
 
     /// For one handshake.
@@ -41,17 +85,65 @@ impl Tls {
     }
 }
 
-fn read(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
-    let context = |path: &Path, what| format!("{} holds no {what} in PEM", path.display());
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+impl Files {
+    /// When each file was last changed, and its length; nothing for one that is gone.
+    fn changed(&self) -> Vec<Option<(SystemTime, u64)>> {
+        let clients = self.clients.as_ref().map(|(path, _)| path);
+        [Some(&self.certificate), Some(&self.key), clients]
+            .into_iter()
+            .flatten()
+            .map(|path| {
+                let metadata = std::fs::metadata(path).ok()?;
+                Some((metadata.modified().ok()?, metadata.len()))
+            })
+            .collect()
+    }
+
+    fn read(&self) -> anyhow::Result<Arc<ServerConfig>> {
+        let chain = certificates(&self.certificate)?;
+        let private = PrivateKeyDer::from_pem_file(&self.key)
+            .with_context(|| format!("{} holds no private key in PEM", self.key.display()))?;
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?;
+        let builder = match &self.clients {
+            None => builder.with_no_client_auth(),
+            Some((path, must)) => {
+                let verifier = verifier(path, *must, provider)?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let config = builder
+            .with_single_cert(chain, private)
+            .context("the certificate and the private key do not fit each other")?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let context = || format!("{} holds no certificate in PEM", path.display());
+    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .with_context(|| context(certificate, "certificate"))?;
-    anyhow::ensure!(!chain.is_empty(), "{}", context(certificate, "certificate"));
-    let private = PrivateKeyDer::from_pem_file(key).with_context(|| context(key, "private key"))?;
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .context("the certificate and the private key do not fit each other")?;
-    Ok(Arc::new(config))
+        .with_context(context)?;
+    anyhow::ensure!(!chain.is_empty(), "{}", context());
+    Ok(chain)
+}
+
+/// Checks clients' certificates; without one a client comes in unless it `must` have one.
+fn verifier(
+    authorities: &Path,
+    must: bool,
+    provider: Arc<tokio_rustls::rustls::crypto::CryptoProvider>,
+) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
+    let context = || format!("{} cannot check clients", authorities.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(authorities)? {
+        roots.add(certificate).with_context(context)?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    match must {
+        true => builder.build(),
+        false => builder.allow_unauthenticated().build(),
+    }
+    .with_context(context)
 }

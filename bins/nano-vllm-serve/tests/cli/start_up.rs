@@ -31,6 +31,9 @@ fn wrong_usage_is_exit_code_2() {
         (&["--seed", "-1"], "-1"),
         (&["--cpu", "--device", "cuda"], "cannot be used with"),
         (&["--revision", "main"], "--model"),
+        // Flags of vLLM that are none here say what to do instead.
+        (&["--quantization", "fp8"], "not quantized"),
+        (&["--enable_lora"], "merge the adapter"),
     ] {
         refuse(flags, 2, text);
     }
@@ -67,6 +70,14 @@ fn options_that_cannot_work_are_named() {
         ),
         (&["--attention-backend", "magic"], "`magic`"),
         (&["--cpu", "--max-logprobs", "-2"], "max_logprobs"),
+        (
+            &["--cpu", "--override-generation-config", "{\"top_p\": 2}"],
+            "override_generation_config: top_p",
+        ),
+        (
+            &["--cpu", "--generation-config", "/nowhere"],
+            "/nowhere/generation_config.json: missing",
+        ),
         (
             &["--cpu", "--num-gpu-blocks-override", "0"],
             "num_gpu_blocks_override",

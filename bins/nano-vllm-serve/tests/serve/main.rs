@@ -8,6 +8,7 @@ mod dropped;
 mod endpoints;
 mod fairness;
 mod faults;
+mod flags;
 mod limits;
 mod random_bodies;
 mod ranks;

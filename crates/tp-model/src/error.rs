@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint, and what can go wrong while it runs.
 
+use crate::libtorch;
 use std::path::{Path, PathBuf};
 
 use crate::comm::CommError;
@@ -70,7 +71,7 @@ pub enum ModelError {
     #[error(transparent)]
     Kernel(#[from] torch_ext::Error),
     /// libtorch refused an operation (out of memory, mostly).
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", libtorch::message(&.0.to_string()))]
     Torch(#[from] tch::TchError),
 }
 

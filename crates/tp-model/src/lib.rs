@@ -11,6 +11,7 @@ mod error;
 mod input_batch;
 pub mod kv_cache;
 pub mod layers;
+mod libtorch;
 mod model;
 pub mod models;
 mod options;

@@ -24,6 +24,7 @@ use self::prompt_logprobs::prompt_rows;
 use crate::comm::{CommError, Health};
 use crate::distributed::Followers;
 use crate::error::{ModelError, RunnerError};
+use crate::libtorch;
 use crate::model::Model;
 
 /// Sizes of a runner.
@@ -272,9 +273,16 @@ impl ModelRunner for Runner {
 /// Runs part of a step. tch panics when libtorch fails, for instance for want of memory: the
 /// runner is of no further use then, and says so in an error like any other.
 fn guarded<T>(step: u64, run: impl FnOnce() -> Result<T, RunnerError>) -> Result<T, RunnerError> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let what = panic_text(panic.as_ref());
         Err(RunnerError::Device { step, what })
+    });
+    result.map_err(|error| match error {
+        RunnerError::Device { step, what } => {
+            let what = libtorch::message(&what);
+            RunnerError::Device { step, what }
+        }
+        other => other,
     })
 }
 
@@ -285,7 +293,7 @@ fn guarded_rows<T>(
     run: impl FnOnce() -> Result<T, RunnerError>,
 ) -> Result<T, RunnerError> {
     guarded(step, run).map_err(|error| match error {
-        RunnerError::Device { step, what } if tells_of_memory(&what) => {
+        RunnerError::Device { step, what } if libtorch::tells_of_memory(&what) => {
             RunnerError::OutOfMemory { step, what }
         }
         other => other,
@@ -300,7 +308,7 @@ fn guarded_together<T>(
     run: impl FnOnce() -> Result<T, RunnerError>,
 ) -> Result<T, RunnerError> {
     guarded(step, run).map_err(|error| match error {
-        RunnerError::Device { step, what } if tells_of_memory(&what) => {
+        RunnerError::Device { step, what } if libtorch::tells_of_memory(&what) => {
             let what = format!(
                 "out of memory, which several ranks cannot go on from; a lower --gpu-memory-utilization \
                  or --max-num-batched-tokens avoids this: {what}"
@@ -309,14 +317,6 @@ fn guarded_together<T>(
         }
         other => other,
     })
-}
-
-/// Whether a message of libtorch says that an allocation failed, on a GPU or on the host. tch
-/// passes nothing on but the message.
-fn tells_of_memory(what: &str) -> bool {
-    ["CUDA out of memory", "can't allocate memory"]
-        .iter()
-        .any(|sign| what.contains(sign))
 }
 
 fn outcome(result: SampleResult, refused: Option<&str>) -> Sampled<TokenLogprobs> {
@@ -368,7 +368,6 @@ fn to_host(
 
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic without a message")
-        .to_owned()
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    libtorch::message(text.unwrap_or("a panic without a message"))
 }

@@ -5,8 +5,8 @@
 
 NaN: the embedding of one token is NaN, and one of eight requests has that token. It must get an error that says so, and the
 others the tokens that they get without it (--deterministic, since the batch is another one).
-Memory: while a server is ready, another process takes all memory that is left on the GPU. Prompts whose steps no longer fit
-must be answered in smaller ones, and the server must say so.
+Memory: while a server is ready, another process takes the memory that is left on the GPU but for LEFT. Prompts whose steps no
+longer fit must be answered in smaller ones, and the server must say so.
 Needs PyTorch and transformers (scripts/requirements-fixtures.txt).
 """
 import argparse
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from check_transformers import make
 
 BROKEN = 7
+LEFT = 300 << 20
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072,
     "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
@@ -85,13 +86,16 @@ def memory(binary):
                 break
             except OSError:
                 time.sleep(0.1)
-        # All that is left, down to pieces of 16 MiB.
+        # All but what is given back then, down to pieces of 16 MiB.
+        rest = torch.empty(LEFT, dtype=torch.uint8, device="cuda")
         held, size = [], 1 << 36
         while size >= 1 << 24:
             try:
                 held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
             except torch.OutOfMemoryError:
                 size //= 2
+        del rest
+        torch.cuda.empty_cache()
         left = torch.cuda.mem_get_info()[0]
         answers = []
 

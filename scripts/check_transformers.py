@@ -5,9 +5,11 @@
 
 Makes small random checkpoints of three architectures (Llama 3 with its scaled rotation, Qwen 3 with norms of heads, Mistral
 with a sliding window), lets the program answer, and asks transformers, on the same device and in the same dtype, what it
-would say at each place of those answers. Every token must be the most likely one or as good as that: its logit at most
-TIE roundings of the dtype below. That the comparison sees differences is checked, too: of the same answers behind prompts
-that lack their first half, transformers must find many wrong.
+would say at each place of those answers. A token that is not transformers' own must be as good as its: in float32, its
+logit may be below the largest by no more than rounding explains. Transformers' logits of the dtype are off from those of
+float32 by some root mean square at that place; the difference of two logits of two programs by twice that; LIMIT allows three
+times as much. That the comparison sees differences is checked, too: of the same answers behind prompts that lack their first
+half, many must be wrong.
 Needs PyTorch and transformers (scripts/requirements-fixtures.txt).
 """
 import argparse
@@ -21,9 +23,8 @@ import torch
 import transformers
 
 PROMPTS, LENGTH, ANSWER, VOCAB = 8, 1000, 48, 1000
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
-# Of the largest logit: hidden states are rounded at each of some forty operations.
-TIE = 6
+LIMIT = 3 * 2
+DTYPES = ["float16", "bfloat16", "float32"]
 SIZES = {
     "hidden_size": 256,
     "intermediate_size": 640,
@@ -52,8 +53,11 @@ def make(name, folder, dtype, device):
     model = transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **more), dtype=torch.float32)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     # Read anew: `to` has also rounded the frequencies of the rotation.
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return loaded.to(device).eval()
+    def read(dtype):
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return loaded.to(device).eval()
+
+    return read(getattr(torch, dtype)), read(torch.float32)
 
 
 def answers(binary, folder, prompts, flags):
@@ -77,19 +81,19 @@ def answers(binary, folder, prompts, flags):
 
 
 @torch.no_grad()
-def judge(model, prompts, given, tie):
-    """Of all tokens: how many transformers would have given, how many were as good, how many neither; the largest gap."""
+def judge(models, prompts, given):
+    """Of all tokens: how many transformers would have given, how many were as good, how many neither; and the largest
+    distance from the best token, of what is allowed."""
     counts, worst = [0, 0, 0], 0.0
     for prompt, answer in zip(prompts, given):
-        ids = torch.tensor([prompt + answer], device=model.device)
-        logits = model(ids).logits[0, len(prompt) - 1 : -1].double()
-        top, at = logits.max(-1)
-        tokens = torch.tensor(answer, device=model.device)
-        gaps = top - logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        limit = tie * logits.abs().max()
-        for same, gap in zip((at == tokens).tolist(), gaps.tolist()):
-            counts[0 if same else 1 if gap <= limit else 2] += 1
-            worst = max(worst, gap / float(limit))
+        ids = torch.tensor([prompt + answer], device=models[0].device)
+        own, exact = (model(ids).logits[0, len(prompt) - 1 : -1].double() for model in models)
+        tokens = torch.tensor(answer, device=ids.device).unsqueeze(1)
+        off = (own - exact).square().mean(-1).sqrt() + 1e-6
+        gaps = (exact.amax(-1) - exact.gather(1, tokens).squeeze(1)) / (LIMIT * off)
+        for same, gap in zip((own.argmax(-1) == tokens.squeeze(1)).tolist(), gaps.tolist()):
+            counts[0 if same else 1 if gap <= 1 else 2] += 1
+            worst = worst if same else max(worst, gap)
     return counts, worst
 
 
@@ -97,27 +101,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/nano-vllm-serve")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], choices=ROUNDING)
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], choices=DTYPES)
     args = parser.parse_args()
     failed = False
     for name in MODELS:
         for dtype in args.dtypes:
             with tempfile.TemporaryDirectory() as folder:
                 folder = Path(folder)
-                model = make(name, folder, dtype, args.device)
+                models = make(name, folder, dtype, args.device)
                 generator = torch.Generator().manual_seed(1)
                 prompts = torch.randint(0, VOCAB, (PROMPTS, LENGTH), generator=generator).tolist()
                 flags = ["--device", args.device, "--dtype", dtype]
                 given = answers(args.binary, folder, prompts, flags)
-                tie = TIE * ROUNDING[dtype]
-                (same, tied, wrong), worst = judge(model, prompts, given, tie)
+                (same, tied, wrong), worst = judge(models, prompts, given)
                 halves = [prompt[LENGTH // 2 :] for prompt in prompts]
-                (_, _, control), _ = judge(model, halves, given, tie)
-                sound = len(set(map(len, given))) == 1 == len({ANSWER, len(given[0])}) and wrong == 0
-                sees = name == "mistral" or control > PROMPTS * ANSWER // 4
+                (_, _, control), _ = judge(models, halves, given)
+                sound = {len(answer) for answer in given} == {ANSWER} and wrong == 0
+                # A window of 300 over four layers sees little of what is half a prompt away.
+                sees = control > PROMPTS * ANSWER // (20 if name == "mistral" else 2)
                 failed |= not (sound and sees)
                 print(f"{name} {dtype}: {same} of {same + tied + wrong} tokens are transformers' own, {tied} as good, {wrong} wrong "
-                      f"(largest gap {worst:.2f} of what is allowed); behind half of the prompts {control} are wrong"
+                      f"(at most {worst:.2f} of what is allowed); behind half of the prompts {control} are wrong"
                       f"{'' if sound and sees else '  FAILED'}", flush=True)
     sys.exit(failed)
 

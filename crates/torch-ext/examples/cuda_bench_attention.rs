@@ -137,26 +137,40 @@ fn decode(kernels: &Kernels, copy: f64) -> Outcome<()> {
     Ok(())
 }
 
-/// A layer's write and its attention, as two kernels and as one.
-fn fused(kernels: &Kernels) -> Outcome<()> {
-    for (count, context, ratio) in [(1, 250, 4), (32, 250, 4), (128, 250, 4), (128, 250, 2)] {
+/// A layer's write and its attention, as two kernels and as one. From `least` tokens on contexts are of any
+/// length.
+fn fused(kernels: &Kernels, copy: f64) -> Outcome<()> {
+    for (count, least, context, ratio) in [
+        (1, 250, 250, 4),
+        (32, 250, 250, 4),
+        (128, 250, 250, 4),
+        (128, 250, 250, 2),
+        (128, 100, 1700, 2),
+        (256, 100, 1700, 2),
+        (256, 100, 1700, 4),
+    ] {
         let (kv_heads, head_dim, layers) = (8, 128, if count < 128 { 28 } else { 4 });
         let heads = Heads {
             heads: kv_heads * ratio,
             kv_heads,
             head_dim,
         };
-        let setup = Setup::new(heads, count, 1, context, layers);
-        let workspace = kernels.decode_workspace(heads, count as usize, 4096, false)?;
+        let setup = Setup {
+            context_len: Tensor::randint_low(least, context + 1, [count], (Kind::Int, ON)),
+            ..Setup::new(heads, count, 1, context, layers)
+        };
         let seqs = Tensor::arange(count, (Kind::Int, ON));
         let width = ((heads.heads + 2 * kv_heads) * head_dim) as i64;
         let qkv = Tensor::randn([count, width], (Kind::BFloat16, ON));
         let weight = Tensor::ones([head_dim as i64], (Kind::BFloat16, ON));
         let angles = Tensor::randn([count, head_dim as i64 / 2], (Kind::Float, ON));
         let index = Tensor::arange(count, (Kind::Int64, ON));
-        let newest = setup.block_tables.select(1, (context - 1) / BLOCK);
-        let slots = newest.to_kind(Kind::Int64) * BLOCK + (context - 1) % BLOCK;
-        let each = |fused: bool| -> Outcome<f64> {
+        let last = setup.context_len.to_kind(Kind::Int64) - 1;
+        let entry = last.divide_scalar_mode(BLOCK, "floor").unsqueeze(1);
+        let newest = setup.block_tables.gather(1, &entry, false).squeeze_dim(1);
+        let slots = newest.to_kind(Kind::Int64) * BLOCK + last.remainder(BLOCK);
+        let each = |fused: bool, invariant: bool| -> Outcome<f64> {
+            let workspace = kernels.decode_workspace(heads, count as usize, 4096, invariant)?;
             let us = time(|| {
                 (0..layers).try_for_each(|layer| {
                     let kv = setup.kv(layer);
@@ -183,9 +197,13 @@ fn fused(kernels: &Kernels) -> Outcome<()> {
             })?;
             Ok(us / layers as f64)
         };
-        let (apart, one) = (each(false)?, each(true)?);
+        let (apart, one, invariant) = (each(false, false)?, each(true, false)?, each(true, true)?);
+        let tokens = setup.context_len.sum(Kind::Int64).int64_value(&[]);
+        let rate = (tokens as usize * kv_heads * head_dim * 4) as f64 / one / 1e6;
         println!(
-            "write and decode {count:>3} x {context}, {heads:?}: two kernels {apart:6.2} us, one {one:6.2} us"
+            "write and decode {count:>3} x {least} to {context}, {heads:?}: two kernels {apart:6.2} us, one \
+             {one:6.2} us ({:.0} % of copy), invariant {invariant:6.2} us",
+            100.0 * rate / copy
         );
     }
     Ok(())
@@ -281,7 +299,7 @@ fn main() -> Outcome<()> {
     println!("copy: {copy:.2} TB/s");
     drop(x);
     decode(&kernels, copy)?;
-    fused(&kernels)?;
+    fused(&kernels, copy)?;
     write_kv(&kernels)?;
     prefill(&kernels)
 }

@@ -1,6 +1,7 @@
 //! This process among others: under torchrun, Slurm or anything else that sets `RANK`,
 //! `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, every process is one rank of one model.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -36,13 +37,14 @@ fn end_with(health: &Health, who: &str) {
     health.on_failure(move |failure| {
         let failure = failure.clone();
         let exit = move || {
-            thread::sleep(LAST_WORDS);
-            eprintln!("nano-vllm-serve{who}: {failure}");
-            // A driver that hangs may keep what ends with the process waiting, too.
+            // First, whatever comes: a driver that hangs may keep what ends with the process waiting, and nobody may be
+            // there to read the message.
             let _ = thread::Builder::new().spawn(|| {
-                thread::sleep(LAST_WORDS);
+                thread::sleep(2 * LAST_WORDS);
                 std::process::abort();
             });
+            thread::sleep(LAST_WORDS);
+            let _ = writeln!(io::stderr(), "nano-vllm-serve{who}: {failure}");
             std::process::exit(1);
         };
         if thread::Builder::new().spawn(exit).is_err() {

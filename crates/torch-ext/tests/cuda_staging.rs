@@ -10,14 +10,26 @@ fn what_is_sent_arrives() {
         println!("skipped: no CUDA device");
         return;
     }
-    let mut staging = Staging::new(0);
+    // Loading threads have made no device their own.
+    for device in 0..cuda::device_count() {
+        std::thread::spawn(move || arrives(device)).join().unwrap();
+    }
+}
+
+fn arrives(device: usize) {
+    let mut staging = Staging::new(device);
+    // The stream has work to do before: a buffer that is filled anew too early shows.
+    let busy = Tensor::ones([8192, 8192], (Kind::Half, Device::Cuda(device)));
+    for _ in 0..20 {
+        let _ = busy.matmul(&busy);
+    }
     // More copies than there are buffers, each of another size and kind, all at once under way.
     let sent: Vec<(Tensor, Tensor)> = (0..19i64)
         .map(|i| {
             let kind = [Kind::BFloat16, Kind::Float, Kind::Int64][i as usize % 3];
             let size = [i * 37 % 200, 1 + i * 11];
             let from = Tensor::randint(1 << 20, size, (Kind::Int64, Device::Cpu)).to_kind(kind);
-            let to = Tensor::full(size, -1.0, (kind, Device::Cuda(0)));
+            let to = Tensor::full(size, -1.0, (kind, Device::Cuda(device)));
             let mut bytes = vec![0u8; from.numel() * kind.elt_size_in_bytes()];
             from.view_dtype(Kind::Uint8)
                 .copy_data_u8(&mut bytes, from.numel() * kind.elt_size_in_bytes());

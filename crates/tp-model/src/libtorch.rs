@@ -14,10 +14,7 @@ pub(crate) fn message(text: &str) -> String {
     let end = frames.iter().filter_map(|mark| text.find(mark)).min();
     let text = &text[..end.unwrap_or(text.len())];
     let text = match panics {
-        true => text
-            .replace("\\n", "\n")
-            .replace("\\\"", "\"")
-            .replace("\\\'", "'"),
+        true => text.replace("\\n", "\n").replace("\\\"", "\""),
         false => text.to_owned(),
     };
     text.trim_end().to_owned()

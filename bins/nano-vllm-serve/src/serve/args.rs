@@ -272,13 +272,14 @@ mod tests {
 
     #[derive(Parser)]
     struct Flags {
+        // With what its flags exclude.
         #[command(flatten)]
-        server: ServerArgs,
+        all: ServeArgs,
     }
 
     fn settled(args: &[&str]) -> anyhow::Result<ServerArgs> {
         let all = [&["serve"], args].concat();
-        let mut server = Flags::try_parse_from(all)?.server;
+        let mut server = Flags::try_parse_from(all)?.all.server;
         server.settle().map(|()| server)
     }
 

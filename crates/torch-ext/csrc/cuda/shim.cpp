@@ -147,8 +147,11 @@ char* te_graph_free(void* graph) {
     return guarded([&] { delete static_cast<at::cuda::CUDAGraph*>(graph); });
 }
 
-char* te_event_new(int timing, void** out) {
+// Events belong to a device, and its default stream is that of the current device: threads that load weights have
+// another one.
+char* te_event_new(int device, int timing, void** out) {
     return guarded([&] {
+        c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
         cudaEvent_t event = nullptr;
         check(cudaEventCreateWithFlags(&event, timing ? cudaEventDefault : cudaEventDisableTiming));
         *out = event;
@@ -161,6 +164,7 @@ char* te_event_free(void* event) {
 
 char* te_event_record(void* event, int device) {
     return guarded([&] {
+        c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
         auto stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream();
         check(cudaEventRecord(static_cast<cudaEvent_t>(event), stream));
     });
@@ -168,6 +172,7 @@ char* te_event_record(void* event, int device) {
 
 char* te_event_wait(void* event, int device) {
     return guarded([&] {
+        c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
         auto stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream();
         check(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event), 0));
     });

@@ -64,7 +64,7 @@ functions! {
     graph_end(graph: *mut c_void);
     graph_replay(graph: *mut c_void);
     graph_free(graph: *mut c_void);
-    event_new(timing: c_int, out: *mut *mut c_void);
+    event_new(device: c_int, timing: c_int, out: *mut *mut c_void);
     event_free(event: *mut c_void);
     event_record(event: *mut c_void, device: c_int);
     event_wait(event: *mut c_void, device: c_int);

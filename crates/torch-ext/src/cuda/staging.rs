@@ -45,6 +45,12 @@ impl Staging {
                 self.device
             )));
         }
+        if bytes == 0 {
+            return match pieces.into_iter().all(<[u8]>::is_empty) {
+                true => Ok(()),
+                false => Err(CudaError("staging of more than 0 bytes".to_owned())),
+            };
+        }
         let host = self.buffer(bytes)?;
         // SAFETY: at least `bytes` bytes of host memory, which only this owns, and no copy reads any more.
         let mut room = unsafe { slice::from_raw_parts_mut(host.data_ptr().cast::<u8>(), bytes) };

@@ -83,7 +83,7 @@ impl Event {
     pub fn new(device: usize, timing: bool) -> Result<Self, CudaError> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is a valid place for the result.
-        unsafe { shim()?.event_new(c_int::from(timing), &mut raw)? };
+        unsafe { shim()?.event_new(device as c_int, c_int::from(timing), &mut raw)? };
         Ok(Self { raw, device })
     }
 

@@ -230,13 +230,18 @@ impl LinearBuilder for CudaBuilder {
         sent.map_err(|e| ModelError::Options(e.to_string()))
     }
 
-    fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear> {
-        computed(self.staging.finish().map_err(torch_ext::Error::from));
-        Box::new(CudaLinear {
+    fn finish(
+        self: Box<Self>,
+        bias: Option<Tensor>,
+        activations: Kind,
+    ) -> Result<Box<dyn Linear>, ModelError> {
+        let sent = self.staging.finish();
+        sent.map_err(|e| ModelError::Options(e.to_string()))?;
+        Ok(Box::new(CudaLinear {
             kernels: self.kernels,
             deterministic: self.deterministic,
             weight: self.dense.into_weight(),
             bias: bias.map(|b| b.to_kind(activations)),
-        })
+        }))
     }
 }

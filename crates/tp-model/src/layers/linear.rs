@@ -60,7 +60,11 @@ pub trait LinearBuilder {
     -> Result<(), ModelError>;
 
     /// The layer, once all rows are there. Inputs and outputs have the dtype `activations`.
-    fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear>;
+    fn finish(
+        self: Box<Self>,
+        bias: Option<Tensor>,
+        activations: Kind,
+    ) -> Result<Box<dyn Linear>, ModelError>;
 }
 
 /// A plain matrix, multiplied by libtorch.
@@ -142,7 +146,11 @@ impl LinearBuilder for DenseBuilder {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, bias: Option<Tensor>, activations: Kind) -> Box<dyn Linear> {
-        Box::new(DenseLinear::new(self.0, bias, activations))
+    fn finish(
+        self: Box<Self>,
+        bias: Option<Tensor>,
+        activations: Kind,
+    ) -> Result<Box<dyn Linear>, ModelError> {
+        Ok(Box::new(DenseLinear::new(self.0, bias, activations)))
     }
 }

@@ -56,11 +56,15 @@ impl LinearBuilder for PackedBuilder {
             .pack_columns(row, block.bytes(), source, block.cols(), cols)?)
     }
 
-    fn finish(self: Box<Self>, bias: Option<Tensor>, _activations: Kind) -> Box<dyn Linear> {
-        Box::new(PackedLinear {
+    fn finish(
+        self: Box<Self>,
+        bias: Option<Tensor>,
+        _activations: Kind,
+    ) -> Result<Box<dyn Linear>, ModelError> {
+        Ok(Box::new(PackedLinear {
             weight: self.0,
             bias,
-        })
+        }))
     }
 }
 

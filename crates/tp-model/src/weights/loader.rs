@@ -193,7 +193,7 @@ impl<'a> Loader<'a> {
             }
             false => None,
         };
-        Ok(builder.finish(bias, self.context.activations))
+        builder.finish(bias, self.context.activations)
     }
 
     /// A norm of `dim` dimensions; `name` is without `.weight`.

@@ -22,7 +22,13 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub struct Tls {
     files: Files,
     config: RwLock<Arc<ServerConfig>>,
+    /// The files before they were first read: what has changed since then is to be read again,
+    /// even if a model was loaded in between.
+    first: Changed,
 }
+
+/// When each file was last changed, and its length; nothing for one that is gone.
+type Changed = Vec<Option<(SystemTime, u64)>>;
 
 /// Where it is read from.
 struct Files {
@@ -47,6 +53,7 @@ impl Tls {
                 .map(|path| (path, args.ssl_cert_reqs == 2)),
         };
         Ok(Some(Self {
+            first: files.changed(),
             config: RwLock::new(files.read()?),
             files,
         }))
@@ -65,17 +72,27 @@ impl Tls {
 
     /// Reads the files again whenever one of them has changed, until the task is dropped.
     pub async fn follow_files(self: Arc<Self>) {
-        let mut seen = self.files.changed();
+        let mut seen = self.first.clone();
         loop {
             tokio::time::sleep(REFRESH).await;
-            let now = self.files.changed();
-            if now != seen {
-                // Certificate and key may be half way through being replaced: an error now is
-                // followed by another try once the other file has changed, too.
-                self.reload();
+            let (tls, before) = (self.clone(), seen.clone());
+            // A slow disk must not hold up the probes that this thread answers.
+            let look = tokio::task::spawn_blocking(move || tls.reload_changed(before));
+            if let Ok(now) = look.await {
                 seen = now;
             }
         }
+    }
+
+    /// Reads the files again if they are not as they were in `seen`; returns how they are.
+    fn reload_changed(&self, seen: Changed) -> Changed {
+        let now = self.files.changed();
+        if now != seen {
+            // Certificate and key may be half way through being replaced: an error now is
+            // followed by another try once the other file has changed, too.
+            self.reload();
+        }
+        now
     }
 
     /// For one handshake.
@@ -86,8 +103,7 @@ impl Tls {
 }
 
 impl Files {
-    /// When each file was last changed, and its length; nothing for one that is gone.
-    fn changed(&self) -> Vec<Option<(SystemTime, u64)>> {
+    fn changed(&self) -> Changed {
         let clients = self.clients.as_ref().map(|(path, _)| path);
         [Some(&self.certificate), Some(&self.key), clients]
             .into_iter()
@@ -146,4 +162,72 @@ fn verifier(
         false => builder.allow_unauthenticated().build(),
     }
     .with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::serve::ServeArgs;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    /// Of nobody: made for this test.
+    const KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgRVF7AMdHDrTJgDua
+sgHYNZs/IgZKN3JL+FWhfQXaX/KhRANCAARC5kqoyHIF+RoQUbIV/Pj2kIXwPCU8
+PekRlUFIJGauQ3UygGThOZdFE4efy48AdgpgKUrzVTLZg1aRoZdyKC68
+-----END PRIVATE KEY-----
+";
+    const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBfDCCASOgAwIBAgIUXmrXpVW5OhbqywtqVc81hij7134wCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MB4XDTI2MTEyODA5NTEyOVoXDTM2MTEyNTA5
+NTEyOVowFDESMBAGA1UEAwwJbG9jYWxob3N0MFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAEQuZKqMhyBfkaEFGyFfz49pCF8DwlPD3pEZVBSCRmrkN1MoBk4TmXRROH
+n8uPAHYKYClK81Uy2YNWkaGXciguvKNTMFEwHQYDVR0OBBYEFNXV+3WZclxlFykM
+qlFbSTPyx0FHMB8GA1UdIwQYMBaAFNXV+3WZclxlFykMqlFbSTPyx0FHMA8GA1Ud
+EwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgdla01/lc8LVgnlDw7XHd8GG+
+nxxLydUwvxhR4Oo90AQCIA3FSxZgkM3j+IlsqD0C0D6RJBenAvq5GGZejsty2hFo
+-----END CERTIFICATE-----
+";
+
+    #[test]
+    fn a_change_while_the_model_loads_is_seen() {
+        let file = |name: &str, text: &str| {
+            let name = format!("nano-vllm-tls-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (certificate, key) = (file("cert", CERTIFICATE), file("key", KEY));
+        let flags = Flags::parse_from([
+            "serve".as_ref(),
+            "--ssl-certfile".as_ref(),
+            certificate.as_os_str(),
+            "--ssl-keyfile".as_ref(),
+            key.as_os_str(),
+        ]);
+        let tls = Tls::from_args(&flags.serve.server).unwrap().unwrap();
+        let config = || tls.config.read().unwrap().clone();
+        let before = config();
+        let same = tls.reload_changed(tls.first.clone());
+        assert!(Arc::ptr_eq(&before, &config()), "nothing has changed");
+        assert_eq!(same, tls.first);
+
+        // Another length: clocks of file systems are coarse.
+        file("cert", &format!("{CERTIFICATE}\n"));
+        let now = tls.reload_changed(tls.first.clone());
+        assert!(!Arc::ptr_eq(&before, &config()), "it was not read again");
+        assert_ne!(now, tls.first);
+        for path in [certificate, key] {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }

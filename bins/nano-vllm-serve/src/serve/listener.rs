@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,7 +13,8 @@ use super::args::ServerArgs;
 /// Accepts connections. A socket's file goes with it.
 pub enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file goes first: a server that starts meanwhile finds this one listening, or no file.
+    Unix(SocketFile, UnixListener),
 }
 
 /// A connection on the thread that accepted it.
@@ -28,13 +29,33 @@ pub enum Detached {
     Unix(std::os::unix::net::UnixStream),
 }
 
-/// The path of a socket, removed when dropped.
-pub struct SocketFile(PathBuf);
+/// The path of a socket, removed when dropped, if it is still this socket.
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            id: Self::id(path)?,
+        })
+    }
+
+    fn id(path: &Path) -> io::Result<(u64, u64)> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Whoever listens there next removes it, too.
-        let _ = std::fs::remove_file(&self.0);
+        if Self::id(&self.path).is_ok_and(|id| id == self.id) {
+            // Whoever listens there next removes it, too.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -45,7 +66,8 @@ impl Listener {
             let refused = || format!("cannot listen on --uds {}", path.display());
             remove_stale(path).with_context(refused)?;
             let listener = UnixListener::bind(path).with_context(refused)?;
-            return Ok(Listener::Unix(listener, SocketFile(path.clone())));
+            let file = SocketFile::new(path).with_context(refused)?;
+            return Ok(Listener::Unix(file, listener));
         }
         let listener = TcpListener::bind((args.host.as_str(), args.port)).await;
         let refused = || format!("cannot listen on {}:{}", args.host, args.port);
@@ -56,7 +78,7 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
             Listener::Tcp(listener) => Accepted::Tcp(listener.accept().await?.0),
-            Listener::Unix(listener, _) => Accepted::Unix(listener.accept().await?.0),
+            Listener::Unix(_, listener) => Accepted::Unix(listener.accept().await?.0),
         })
     }
 
@@ -67,7 +89,7 @@ impl Listener {
                 if tls { "https" } else { "http" },
                 listener.local_addr().context("cannot listen")?,
             ),
-            Listener::Unix(_, file) => Address::Unix(file.0.clone()),
+            Listener::Unix(file, _) => Address::Unix(file.path.clone()),
         })
     }
 }
@@ -118,5 +140,28 @@ impl Detached {
             Detached::Tcp(stream) => Accepted::Tcp(TcpStream::from_std(stream)?),
             Detached::Unix(stream) => Accepted::Unix(UnixStream::from_std(stream)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_the_own_socket_is_removed() {
+        let path = std::env::temp_dir().join(format!("nano-vllm-own-{}", std::process::id()));
+        let first = UnixListener::bind(&path).unwrap();
+        let file = SocketFile::new(&path).unwrap();
+        // Somebody else takes the path.
+        std::fs::remove_file(&path).unwrap();
+        let second = UnixListener::bind(&path).unwrap();
+        drop((file, first));
+        assert!(path.exists(), "the socket of another was removed");
+
+        let file = SocketFile::new(&path).unwrap();
+        drop((file, second));
+        assert!(!path.exists(), "the own socket is still there");
     }
 }

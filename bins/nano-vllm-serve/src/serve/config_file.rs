@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde_yaml_ng::Value;
 
+use crate::vllm_flags::subject;
+
 /// `args` with the flags of the file that `--config` names, if it names one. A flag that is on the
 /// command line too is left out of the file's.
 pub fn expand(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
@@ -40,6 +42,7 @@ fn flags(source: &str, command_line: &[String]) -> anyhow::Result<Vec<String>> {
         Value::Mapping(mapping) => mapping,
         _ => bail!("must hold `flag: value` lines"),
     };
+    let given: Vec<String> = command_line.iter().map(|arg| subject(arg)).collect();
     let mut flags = Vec::new();
     for (key, value) in mapping {
         let Value::String(key) = key else {
@@ -49,13 +52,15 @@ fn flags(source: &str, command_line: &[String]) -> anyhow::Result<Vec<String>> {
         if flag == "--config" {
             bail!("a file cannot name another");
         }
-        let given = |arg: &String| *arg == flag || arg.starts_with(&format!("{flag}="));
-        if command_line.iter().any(given) {
+        if given.contains(&subject(&flag)) {
             continue;
         }
         match value {
             Value::Bool(true) => flags.push(flag),
-            Value::Bool(false) | Value::Null => {}
+            // Whether there is such a flag, and whether it does anything, is looked at as if it stood
+            // on the command line.
+            Value::Bool(false) => flags.push(flag.replacen("--", "--no-", 1)),
+            Value::Null => {}
             Value::Sequence(items) => {
                 for item in items {
                     flags.push(format!("{flag}={}", scalar(&key, &item)?));
@@ -72,7 +77,10 @@ fn scalar(key: &str, value: &Value) -> anyhow::Result<String> {
         Value::String(text) => Ok(text.clone()),
         Value::Number(number) => Ok(number.to_string()),
         Value::Bool(flag) => Ok(flag.to_string()),
-        _ => bail!("{key} must be a text, a number, true or false, or a list of these"),
+        Value::Mapping(_) => {
+            serde_json::to_string(value).with_context(|| format!("{key} cannot be written as JSON"))
+        }
+        _ => bail!("{key} must be a text, a number, true or false, a mapping, or a list of these"),
     }
 }
 
@@ -80,21 +88,49 @@ fn scalar(key: &str, value: &Value) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
+    fn read(source: &str, command_line: &str) -> anyhow::Result<Vec<String>> {
+        let line: Vec<String> = command_line.split(' ').map(String::from).collect();
+        flags(source, &line)
+    }
+
     #[test]
-    fn the_command_line_wins() {
-        let line = ["x", "serve", "--port", "1", "--config", "f"].map(String::from);
-        let source = "port: 2\nmax_num_seqs: 4\nenable-log-requests: true\nnothing: false\n\
-                      api-key: [a, b]\n";
+    fn a_file_is_flags() {
+        let source = "port: 2\nmax_num_seqs: 4\nenable-log-requests: true\nnothing: null\n\
+                      api-key: [a, b]\nenable_prefix_caching: false\n\
+                      override-generation-config: {temperature: 0.5, top_k: 3}\n";
         let expected = [
             "--max-num-seqs=4",
             "--enable-log-requests",
             "--api-key=a",
             "--api-key=b",
+            "--no-enable-prefix-caching",
+            r#"--override-generation-config={"temperature":0.5,"top_k":3}"#,
         ];
-        assert_eq!(flags(source, &line).unwrap(), expected);
-        assert!(flags("", &line).unwrap().is_empty());
-        for bad in ["[1]", "a: {b: 1}", "config: x", "1: 2", "a: [[1]]", ": :"] {
-            assert!(flags(bad, &line).is_err(), "{bad}");
+        let line = "x serve --port 1 --config f";
+        assert_eq!(read(source, line).unwrap(), expected);
+        assert!(read("", line).unwrap().is_empty());
+        for bad in ["[1]", "config: x", "1: 2", "a: [[1]]", ": :"] {
+            assert!(read(bad, line).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_by_whatever_name() {
+        for (source, line) in [
+            ("tensor-parallel-size: 2", "x serve --tp 1"),
+            ("tp: 2", "x serve --tensor-parallel-size=1"),
+            (
+                "distributed-timeout-seconds: 30",
+                "x serve --distributed-timeout 20",
+            ),
+            ("enforce-eager: true", "x serve --no-enforce-eager"),
+            (
+                "enable-prefix-caching: false",
+                "x serve --enable-prefix-caching",
+            ),
+            ("no-overlap: false", "x serve --no-overlap"),
+        ] {
+            assert!(read(source, line).unwrap().is_empty(), "{source}");
         }
     }
 }

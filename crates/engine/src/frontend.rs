@@ -111,6 +111,12 @@ impl Frontend {
         self.generation_config.sampling_params()
     }
 
+    /// Most tokens that a server should give one request, if the operator set a limit
+    /// (`GenerationConfig::max_tokens_limit`).
+    pub fn max_tokens_limit(&self) -> Option<u32> {
+        self.generation_config.max_tokens_limit
+    }
+
     /// The token ids of a prompt.
     pub fn tokenize(
         &self,

@@ -75,6 +75,7 @@ impl GenerationOverrides {
             min_p: self.min_p.or(base.min_p),
             repetition_penalty: self.repetition_penalty.or(base.repetition_penalty),
             max_new_tokens: self.max_new_tokens.or(base.max_new_tokens),
+            max_tokens_limit: self.max_new_tokens.or(base.max_tokens_limit),
         }
     }
 }
@@ -98,6 +99,10 @@ pub struct GenerationConfig {
     pub repetition_penalty: Option<f32>,
     /// Default for `max_tokens`.
     pub max_new_tokens: Option<u32>,
+    /// Most tokens that a request gets, whatever it asks for: `max_new_tokens` where the operator
+    /// brought it (in a folder, or as an override). The checkpoint's own is a default only, as in vLLM.
+    #[serde(skip)]
+    pub max_tokens_limit: Option<u32>,
 }
 
 /// `eos_token_id` as a number, a list of numbers, or null.
@@ -139,7 +144,11 @@ impl GenerationConfig {
                 let folder = Checkpoint::Directory(folder.clone());
                 let file = "generation_config.json";
                 let missing = || folder.error(file, "missing, and --generation-config names it");
-                folder.read_json(file)?.ok_or_else(missing)?
+                let named: Self = folder.read_json(file)?.ok_or_else(missing)?;
+                Self {
+                    max_tokens_limit: named.max_new_tokens,
+                    ..named
+                }
             }
         };
         Ok(over.put_over(Self {

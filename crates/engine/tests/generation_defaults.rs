@@ -50,6 +50,36 @@ fn the_operator_wins_over_the_folder_over_the_engine() {
 }
 
 #[test]
+fn only_the_operators_max_new_tokens_is_a_limit() {
+    let files = |json: &'static str| {
+        Checkpoint::Memory(Arc::new([("generation_config.json", json.as_bytes())]))
+    };
+    let checkpoint = files(r#"{"eos_token_id": 7, "max_new_tokens": 100}"#);
+    let limits = |defaults: &GenerationDefaults, over: &str| {
+        let over = over.parse().unwrap();
+        let config = GenerationConfig::for_flags(&checkpoint, defaults, &over).unwrap();
+        (config.sampling_params().max_tokens, config.max_tokens_limit)
+    };
+    let over = r#"{"max_new_tokens": 9}"#;
+    let own = GenerationDefaults::Checkpoint;
+    assert_eq!(limits(&own, "{}"), (Some(100), None));
+    assert_eq!(limits(&own, over), (Some(9), Some(9)));
+    assert_eq!(
+        limits(&GenerationDefaults::Engine, over),
+        (Some(9), Some(9))
+    );
+
+    let folder = std::env::temp_dir().join(format!("generation-limit-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let json = r#"{"max_new_tokens": 50}"#;
+    std::fs::write(folder.join("generation_config.json"), json).unwrap();
+    let named = GenerationDefaults::Folder(folder.clone());
+    assert_eq!(limits(&named, "{}"), (Some(50), Some(50)));
+    assert_eq!(limits(&named, over), (Some(9), Some(9)));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn overrides_that_mean_nothing_are_refused() {
     for (json, text) in [
         ("temperature=1", "must be a JSON object"),

@@ -186,6 +186,10 @@ impl Call {
             Endpoint::Completions => call.take_completion(&mut f)?,
             Endpoint::Chat => call.take_chat(&mut f, dialect)?,
         }
+        if let Some(limit) = frontend.max_tokens_limit() {
+            let asked = call.params.max_tokens.unwrap_or(limit);
+            call.params.max_tokens = Some(asked.min(limit));
+        }
         let choices = call.prompts.len().saturating_mul(call.params.n as usize);
         if choices > MAX_CHOICES {
             return Err(ApiError::bad_value(

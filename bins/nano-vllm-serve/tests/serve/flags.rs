@@ -131,8 +131,15 @@ fn operators_choose_what_requests_leave_out() {
     let tokens = server.ok(PATH, &body)["choices"][0]["logprobs"]["tokens"].clone();
     let first = tokens[0].as_str().unwrap();
     assert!(first.starts_with("token_id:"), "{tokens}");
+    body["max_tokens"] = json!(2);
+    assert_eq!(count(&body), 2);
+    // A default, and a limit.
     body["max_tokens"] = json!(5);
-    assert_eq!(count(&body), 5);
+    assert_eq!(count(&body), 3);
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let chat = json!({"messages": messages, "ignore_eos": true, "max_completion_tokens": 5});
+    let chat = server.ok("/v1/chat/completions", &chat);
+    assert_eq!(chat["usage"]["completion_tokens"], 3);
 
     let rendered = |style: Option<&str>| {
         let mut chat = json!({"messages": [{"role": "user", "content": " and kind"}]});

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from check_transformers import make
+from check_transformers import make, run_batch, tokens_of
 
 BROKEN = 7
 LEFT = 300 << 20
@@ -35,21 +35,6 @@ QWEN3 = {
 }
 
 
-def batch(binary, folder, prompts):
-    source, target = folder / "in.jsonl", folder / "out.jsonl"
-    body = {"model": str(folder), "max_tokens": 40, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-    lines = [{"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body | {"prompt": prompt}}
-             for i, prompt in enumerate(prompts)]
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    subprocess.run([binary, "run-batch", "-i", source, "-o", target, "--model", folder, "--skip-tokenizer-init", "--device",
-                    "cuda", "--dtype", "float16", "--deterministic"], check=False, stderr=subprocess.DEVNULL)
-    return {int(answer["custom_id"]): answer for answer in map(json.loads, target.read_text().splitlines())}
-
-
-def tokens(answer):
-    return answer["response"]["body"]["choices"][0]["token_ids"]
-
-
 def nan(binary):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -59,11 +44,12 @@ def nan(binary):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         generator = torch.Generator().manual_seed(2)
         prompts = torch.randint(BROKEN + 1, 1000, (8, 50), generator=generator).tolist()
-        want = batch(binary, folder, prompts)
+        flags = ["--device", "cuda", "--dtype", "float16", "--deterministic"]
+        want, _ = run_batch(binary, folder, prompts, flags, 40)
         prompts[3][20] = BROKEN
-        got = batch(binary, folder, prompts)
+        got, _ = run_batch(binary, folder, prompts, flags, 40)
     others = [i for i in range(8) if i != 3]
-    same = sum(tokens(got[i]) == tokens(want[i]) and len(tokens(got[i])) == 40 for i in others)
+    same = sum(tokens_of(got[i]) == tokens_of(want[i]) and len(tokens_of(got[i])) == 40 for i in others)
     error = json.dumps(got[3])
     says = re.search(r"the logit of token \d+ is NaN or \+inf[^\"]*", error)
     print(f"NaN: {same} of 7 others have the same 40 tokens; the broken one: {says.group(0) if says else error[:300]}")

@@ -60,24 +60,21 @@ def make(name, folder, dtype, device):
     return read(getattr(torch, dtype)), read(torch.float32)
 
 
-def answers(binary, folder, prompts, flags):
-    lines = [
-        {"custom_id": str(i), "method": "POST", "url": "/v1/completions",
-         "body": {"model": str(folder), "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "ignore_eos": True,
-                  "return_token_ids": True}}
-        for i, prompt in enumerate(prompts)
-    ]
+def run_batch(binary, folder, prompts, flags, max_tokens):
+    """Greedy answers to prompts of token ids, as lines of the batch's output in the order of the prompts, and how it went."""
+    body = {"model": str(folder), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    lines = [{"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body | {"prompt": prompt}}
+             for i, prompt in enumerate(prompts)]
     source, target = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = [binary, "run-batch", "-i", str(source), "-o", str(target), "--model", str(folder), "--skip-tokenizer-init"]
+    command = [binary, "run-batch", "-i", source, "-o", target, "--model", folder, "--skip-tokenizer-init"]
     done = subprocess.run(command + flags, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command + flags)}\n{done.stderr[-2000:]}")
-    found = {}
-    for line in target.read_text().splitlines():
-        answer = json.loads(line)
-        found[int(answer["custom_id"])] = answer["response"]["body"]["choices"][0]["token_ids"]
-    return [found[i] for i in range(len(prompts))]
+    answers = [json.loads(line) for line in target.read_text().splitlines()] if target.exists() else []
+    return sorted(answers, key=lambda answer: int(answer["custom_id"])), done
+
+
+def tokens_of(answer):
+    return answer["response"]["body"]["choices"][0]["token_ids"]
 
 
 @torch.no_grad()
@@ -112,7 +109,10 @@ def main():
                 generator = torch.Generator().manual_seed(1)
                 prompts = torch.randint(0, VOCAB, (PROMPTS, LENGTH), generator=generator).tolist()
                 flags = ["--device", args.device, "--dtype", dtype]
-                given = answers(args.binary, folder, prompts, flags)
+                answers, done = run_batch(args.binary, folder, prompts, flags, ANSWER)
+                if done.returncode:
+                    sys.exit(f"{done.args}\n{done.stderr[-2000:]}")
+                given = [tokens_of(answer) for answer in answers]
                 (same, tied, wrong), worst = judge(models, prompts, given)
                 halves = [prompt[LENGTH // 2 :] for prompt in prompts]
                 (_, _, control), _ = judge(models, halves, given)

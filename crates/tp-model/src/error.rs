@@ -1,9 +1,9 @@
 //! What can be wrong with a checkpoint, and what can go wrong while it runs.
 
-use crate::libtorch;
 use std::path::{Path, PathBuf};
 
 use crate::comm::CommError;
+use crate::libtorch;
 
 /// Why a model could not be loaded or set up. Every message names the file, and where there is
 /// one the field or tensor, with what was expected and what was found.

@@ -5,11 +5,7 @@
 // context lengths, adds up the work, and takes its share of it, so a graph that was captured for long
 // contexts costs nothing extra on short ones.
 //
-// There are two ways to cut. Where a context's length and the model alone say where, a result does not
-// depend on what else is in the batch; a block then takes whole items, as many as any other or one
-// more. Cut evenly, every block takes the same number of tiles, wherever that ends, and the contexts at
-// its two ends are shared with the blocks beside it: no block works longer than another, and most
-// contexts need no adding up. That is for more items than blocks.
+// How it is cut: attention_decode_work.cuh.
 //
 // The query heads that share a KV head are the rows of the tensor cores' 16-row operand. A warp
 // takes tiles of 16 tokens, every WARPS-th of its item, through its own ring of STAGES buffers: it
@@ -24,102 +20,22 @@
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), STAGES, WIDE (1: up to 16 heads share a
 // KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1), FUSED
-// (0 or 1; 1: and those of rope.cuh, which stands before this file when it is compiled).
+// (0 or 1; 1: and those of rope.cuh). rope.cuh and attention_decode_work.cuh stand before this file when it is compiled.
 
 #define INFINITY_F __int_as_float(0x7f800000)
 
-static const int WARPS = 4;
 static const int THREADS = WARPS * 32;
-static const int TILE = 16;
 static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
 static const int TILE_BYTES = TILE * HEAD_DIM * 2;
 static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
 static const int TOGETHER = 8;                  // parts that are loaded at once
 static const int PAD_DIM = HEAD_DIM + 8;       // elements in a row of the merge buffer, and of FUSED's
-// A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
-static const int ONE_SPLIT = 24;
-static const int MIN_SPLIT = 16;
 
 /// Where chunk `c` of row `r` is in a tile: rows of equal banks get different chunks.
 DEVICE u32 chunk_offset(int r, int c) {
     int flip = CHUNKS % 8 == 0 ? r & 7 : CHUNKS % 4 == 0 ? (r >> 1) & 3 : (r >> 2) & 1;
     return (u32)(r * CHUNKS + (c ^ flip)) * 16;
 }
-
-struct Params {
-    const elem *q, *k, *v;
-    const int *block_tables;
-    int kv_heads, groups, ratio, rows, width, blocks, block_size, window, max_splits;
-};
-
-/// What one sequence needs, and how it is cut.
-struct Cut {
-    int start, context, first_tile, tiles, per, splits;
-
-    DEVICE Cut(int context_len, const Params &p) {
-        context = context_len;
-        start = p.window > 0 && context > p.window ? context - p.window : 0;
-        first_tile = start / TILE;
-        tiles = (context + TILE - 1) / TILE - first_tile;
-        per = tiles;
-        splits = 1;
-        if (tiles > ONE_SPLIT) {
-            per = max(MIN_SPLIT, (tiles + p.max_splits - 1) / p.max_splits);
-            per = (per + WARPS - 1) / WARPS * WARPS;
-            splits = (tiles + per - 1) / per;
-        }
-    }
-};
-
-/// A thread block's share of all the work, in items, or, cut evenly, in tiles.
-struct Share {
-    bool even;
-    i64 total, begin, end;
-
-    DEVICE i64 begin_of(int block) const { return total * block / gridDim.x; }
-    /// Whose share this is part of.
-    DEVICE int block_of(i64 at) const { return (int)(((at + 1) * gridDim.x - 1) / total); }
-};
-
-/// A place in the list of items: sequence by sequence, head by head, range by range.
-struct Cursor {
-    i64 at; // in the share's unit
-    int seq, head, split;
-    int start, context, first_tile, tiles, per, splits;
-    int from, to; // the item's range of its context, in tiles
-    int tile;     // this warp's next one
-
-    DEVICE void enter(const int *contexts, const Params &p) {
-        Cut cut(contexts[seq], p);
-        start = cut.start, context = cut.context, first_tile = cut.first_tile;
-        tiles = cut.tiles, per = cut.per, splits = cut.splits;
-    }
-    /// Even an empty context has an item: its output is zero.
-    DEVICE int span() const { return max(tiles, 1); }
-    DEVICE void aim(const Share &share, int warp) {
-        if (share.even) to = (int)min((i64)span(), from + share.end - at);
-        else from = split * per, to = min(tiles, from + per);
-        tile = from + warp;
-    }
-    /// To the item after this one.
-    DEVICE void advance(const Share &share, const int *contexts, const Params &p, int warp) {
-        at += share.even ? to - from : 1;
-        if (at >= share.end) return;
-        from = 0;
-        if (share.even || ++split == splits) {
-            split = 0;
-            if (++head == p.kv_heads * p.groups) {
-                head = 0;
-                ++seq;
-                enter(contexts, p);
-            }
-        }
-        aim(share, warp);
-    }
-    DEVICE bool is_whole() const { return from == 0 && to >= tiles; }
-    /// Whether the context's newest token is here.
-    DEVICE bool has_end() const { return context > 0 && to == tiles; }
-};
 
 /// Where the keys of the cursor's tile begin in the cache (for ANY_BLOCK: nothing).
 DEVICE i64 find_tile(const Cursor &c, const int *table, const Params &p) {
@@ -205,8 +121,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
     float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
-    int *first_item = contexts + n;                                // [n], in splits, then in the share's unit
-    int *first_tile = first_item + n;                              // [n]
+    int *first_item = contexts + n;                                // [n], in splits
+    int *first_tile = first_item + n;                              // [n], in tiles
     int *table_rows = first_tile + n, *q_rows = table_rows + n;    // [n] each
 #if FUSED
     // [rows + 2, PAD_DIM]: an item's queries, the newest key, the newest value; from a multiple of 16 bytes on.

@@ -233,6 +233,13 @@ DEVICE float silu_fast(float x) {
     return x * y;
 }
 
+/// silu(gate) * up of two neighbours, rounded where separate operations would round.
+template <typename T> DEVICE u32 silu_mul2(float2 gate, float2 up) {
+    gate = unpack2<T>(pack2<T>(gate.x, gate.y)), up = unpack2<T>(pack2<T>(up.x, up.y));
+    float2 silu = unpack2<T>(pack2<T>(silu_fast(gate.x), silu_fast(gate.y)));
+    return pack2<T>(silu.x * up.x, silu.y * up.y);
+}
+
 /// Over the thread block; every thread gets the result. `scratch` is shared memory for 33 floats,
 /// not used for anything else; all threads call it, in a block of whole warps.
 DEVICE float block_sum(float x, float *scratch) {

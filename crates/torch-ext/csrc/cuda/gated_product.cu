@@ -57,14 +57,6 @@ DEVICE void multiply(float (&c)[COLUMNS / 2], u64 a, u64 b) {
                  : "l"(a), "l"(b));
 }
 
-/// What a lane's results become on their way to y, two neighbours at a time.
-DEVICE u32 activated(float gate0, float up0, float gate1, float up1) {
-    // Rounded where the separate operations would round.
-    float2 gate = unpack2<elem>(pack2<elem>(gate0, gate1)), up = unpack2<elem>(pack2<elem>(up0, up1));
-    float2 silu = unpack2<elem>(pack2<elem>(silu_fast(gate.x), silu_fast(gate.y)));
-    return pack2<elem>(silu.x * up.x, silu.y * up.y);
-}
-
 /// Where the 16 bytes of a row of 16 begin in a panel.
 DEVICE u32 panel_place(u32 panel, int row, int part) { return panel + row * 128 + ((part ^ (row & 7)) << 4); }
 
@@ -188,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const float *c = acc + 8 * (p * 8 + g + i / 2) + i % 2 * 2;
-                    v[i] = activated(c[0], c[4], c[1], c[5]);
+                    v[i] = silu_mul2<elem>(make_float2(c[0], c[1]), make_float2(c[4], c[5]));
                 }
                 store_matrix_x4(panel_place(panel, lane % 16, g + lane / 16), v);
             }

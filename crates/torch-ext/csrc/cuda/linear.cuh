@@ -19,12 +19,6 @@ DEVICE elem activated(float gate, float up) {
     float silu = to_float(from_float<elem>(silu_fast(gate)));
     return from_float<elem>(silu * to_float(from_float<elem>(up)));
 }
-/// The same, two neighbours at a time.
-DEVICE u32 activated2(float2 gate, float2 up) {
-    gate = unpack2<elem>(pack2<elem>(gate.x, gate.y)), up = unpack2<elem>(pack2<elem>(up.x, up.y));
-    float2 silu = unpack2<elem>(pack2<elem>(silu_fast(gate.x), silu_fast(gate.y)));
-    return pack2<elem>(silu.x * up.x, silu.y * up.y);
-}
 
 /// Writes what a lane holds of a tile and a group of tokens.
 DEVICE void finish(const Problem &p, int tile, int group, int lane, float4 c) {

@@ -42,7 +42,7 @@ DEVICE void finish_tile(const Problem &p, int tile, const float (&acc)[NT * 4], 
             const float *c = acc + 4 * (n0 + j);
             float2 upper = make_float2(c[0] + low, c[1] + low), lower = make_float2(c[2] + high, c[3] + high);
 #if SILU
-            u32 part = activated2(upper, lower), to = piece_place(scratch, j * 8 + lane % 8, warp);
+            u32 part = silu_mul2<elem>(upper, lower), to = piece_place(scratch, j * 8 + lane % 8, warp);
             asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
 #else
             u32 to = piece_place(scratch, j * 8 + lane % 8, warp * 2 + lane / 8 % 2);
@@ -75,7 +75,7 @@ DEVICE void finish_rows(const Problem &p, int tile, int group, int lane, float4 
         float gate = to_float(p.bias[row + lane / 4]), up = to_float(p.bias[p.outputs + row + lane / 4]);
         c = add(c, make_float4(gate, gate, up, up));
     }
-    u32 part = activated2(make_float2(c.x, c.y), make_float2(c.z, c.w));
+    u32 part = silu_mul2<elem>(make_float2(c.x, c.y), make_float2(c.z, c.w));
     asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(part) : "memory");
 #else
     int row = tile * 16;

@@ -14,6 +14,7 @@ pub(crate) static SOURCE: Source = Source {
     name: "attention_decode",
     text: concat!(
         include_str!("../../csrc/cuda/rope.cuh"),
+        include_str!("../../csrc/cuda/attention_decode_work.cuh"),
         include_str!("../../csrc/cuda/attention_decode.cu")
     ),
     variants: &[

@@ -191,17 +191,12 @@ pub(super) struct CudaBuilder {
 }
 
 impl CudaBuilder {
-    pub(super) fn new(
-        kernels: Arc<Kernels>,
-        deterministic: bool,
-        dense: DenseBuilder,
-        staging: Staging,
-    ) -> Self {
+    pub(super) fn new(kernels: Arc<Kernels>, deterministic: bool, dense: DenseBuilder) -> Self {
         Self {
+            staging: Staging::new(kernels.device_index()),
             kernels,
             deterministic,
             dense,
-            staging,
         }
     }
 }

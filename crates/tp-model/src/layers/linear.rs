@@ -118,7 +118,7 @@ impl DenseBuilder {
         Tensor::f_empty(shape, (kind, device)).map(Self)
     }
 
-    /// The weight as it stands.
+    /// The weight, to fill it in another way than [`LinearBuilder::put`] does.
     #[cfg(feature = "cuda")]
     pub(super) fn weight(&self) -> &Tensor {
         &self.0

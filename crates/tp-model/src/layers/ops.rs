@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::cpu;
-#[cfg(feature = "cuda")]
-use torch_ext::cuda::Staging;
 
 #[cfg(feature = "cuda")]
 use super::cuda::CudaBuilder;
@@ -114,7 +112,6 @@ impl Ops {
                 kernels.clone(),
                 *deterministic,
                 DenseBuilder::new(out_features, in_features, kind, device)?,
-                Staging::new(kernels.device_index()),
             )),
         })
     }

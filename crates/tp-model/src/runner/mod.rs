@@ -273,17 +273,12 @@ impl ModelRunner for Runner {
 /// Runs part of a step. tch panics when libtorch fails, for instance for want of memory: the
 /// runner is of no further use then, and says so in an error like any other.
 fn guarded<T>(step: u64, run: impl FnOnce() -> Result<T, RunnerError>) -> Result<T, RunnerError> {
-    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let what = panic_text(panic.as_ref());
-        Err(RunnerError::Device { step, what })
-    });
-    result.map_err(|error| match error {
-        RunnerError::Device { step, what } => {
-            let what = libtorch::message(&what);
-            RunnerError::Device { step, what }
-        }
-        other => other,
-    })
+    let what = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Err(RunnerError::Device { what, .. })) => libtorch::message(&what),
+        Ok(result) => return result,
+        Err(panic) => panic_text(panic.as_ref()),
+    };
+    Err(RunnerError::Device { step, what })
 }
 
 /// As [`guarded`], for the part of a step that computes rows: memory that runs out there is no

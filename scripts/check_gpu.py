@@ -36,7 +36,8 @@ def requests(count):
             url = "/v1/completions"
         body |= {"model": "nano-vllm-demo", "max_tokens": 80, "temperature": 0.0, "return_token_ids": True}
         if i % 4 == 3:
-            body |= {"temperature": 0.8, "top_p": 0.9, "seed": i}
+            # Three answers share the prompt's blocks, and each gets a copy of the last one.
+            body |= {"temperature": 0.8, "top_p": 0.9, "seed": i, "n": 3}
         logprobs = {"logprobs": True, "top_logprobs": 2} if "messages" in body else {"logprobs": 2}
         yield {"custom_id": str(i), "method": "POST", "url": url, "body": body | logprobs}
 
@@ -53,8 +54,8 @@ def run(binary, lines, flags):
         answers = {}
         for line in open(target):
             answer = json.loads(line)
-            choice = answer["response"]["body"]["choices"][0]
-            answers[answer["custom_id"]] = choice
+            for choice in answer["response"]["body"]["choices"]:
+                answers[answer["custom_id"], choice["index"]] = choice
         return answers
 
 
@@ -77,13 +78,13 @@ def compare(name, want, got, exact):
             continue
         at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
         apart.append((key, at, gap(choice, at) if at < len(a) else float("nan")))
-    greedy = [d for d in apart if int(d[0]) % 4 != 3]
+    greedy = [d for d in apart if int(d[0][0]) % 4 != 3]
     if exact:
         bad = len(apart)
     else:
         bad = sum(d[2] > TIE for d in greedy)
     print(f"{name}: {len(want) - len(apart)}/{len(want)} equal" + (f"; {'DIFFERENT' if bad else 'ties'}: " + ", ".join(
-        f"#{k} at {at} (gap {g:.3f})" for k, at, g in apart[:6]) if apart else ""), flush=True)
+        f"#{k[0]}.{k[1]} at {at} (gap {g:.3f})" for k, at, g in apart[:6]) if apart else ""), flush=True)
     return bad
 
 
@@ -115,7 +116,7 @@ def main():
     for name, flags in list(ways.items())[1:]:
         got = run(args.binary, lines, cuda + ["--deterministic"] + flags)
         bad += compare(f"deterministic, {name}", same, got, exact=True)
-    sys.exit(f"{bad} requests differ" if bad else 0)
+    sys.exit(f"{bad} answers differ" if bad else 0)
 
 
 if __name__ == "__main__":

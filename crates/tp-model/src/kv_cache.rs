@@ -122,21 +122,30 @@ impl KvCache {
     /// Copies whole blocks `(src, dst)` in all layers, one after the other. A pair that
     /// names a block outside of the cache is an error, and nothing is copied.
     pub fn copy_blocks(&self, pairs: &[(u32, u32)]) -> Result<(), String> {
-        let outside = |(src, dst): &&(u32, u32)| src.max(dst) >= &(self.num_blocks as u32);
-        if let Some((src, dst)) = pairs.iter().find(outside) {
-            let count = self.num_blocks;
-            return Err(format!(
-                "a copy of block {src} to {dst}, but there are {count} blocks"
-            ));
-        }
-        for layer in &self.layers {
-            for cache in [&layer.k, &layer.v] {
-                for &(src, dst) in pairs {
-                    cache.get(i64::from(dst)).copy_(&cache.get(i64::from(src)));
-                }
+        self.check_copies(pairs)?;
+        for cache in self.tensors() {
+            for &(src, dst) in pairs {
+                cache.get(i64::from(dst)).copy_(&cache.get(i64::from(src)));
             }
         }
         Ok(())
+    }
+
+    /// Keys and values of all layers.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|layer| [&layer.k, &layer.v])
+    }
+
+    /// An error if a copy `(src, dst)` names a block outside of the cache.
+    pub(crate) fn check_copies(&self, pairs: &[(u32, u32)]) -> Result<(), String> {
+        let outside = |(src, dst): &&(u32, u32)| src.max(dst) >= &(self.num_blocks as u32);
+        match pairs.iter().find(outside) {
+            None => Ok(()),
+            Some((src, dst)) => Err(format!(
+                "a copy of block {src} to {dst}, but there are {} blocks",
+                self.num_blocks
+            )),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 /// Grid: (parts of a block, pairs, caches).
 extern "C" __global__ void copy_blocks(const u64 *caches, const i64 *pairs, i64 blocks,
                                        i64 vectors) {
-    pdl_launch();
+    // Lets no kernel start early: attention reads what this writes before it waits for the kernels before it.
     uint4 *cache = (uint4 *)caches[blockIdx.z];
     pdl_wait();
     const volatile i64 *pair = pairs + 2 * (i64)blockIdx.y;

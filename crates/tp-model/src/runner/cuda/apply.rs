@@ -31,7 +31,7 @@ impl CudaRunner {
             .iter()
             .map(|copy| (copy.src.get(), copy.dst.get()))
             .collect();
-        self.cache.copy_blocks(&copies)?;
+        self.copy_blocks(&copies)?;
         for row in &plan.rows {
             self.batch.extend(row, &plan.new_blocks)?;
             let (at, count) = (row.table_at, row.new_blocks.len());

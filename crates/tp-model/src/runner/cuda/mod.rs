@@ -5,6 +5,7 @@
 //! finds them. Steps in which every sequence decodes replay a CUDA graph.
 
 mod apply;
+mod copies;
 mod graphs;
 mod inputs;
 mod masks;
@@ -25,6 +26,7 @@ use torch_ext::cuda::{
     DecodeWorkspace, GraphPool, Heads, Kernels, Readback, RowLimits, StepTensors, Stream, Upload,
 };
 
+use self::copies::BlockCopies;
 use self::graphs::{DecodeGraphs, capture_sizes};
 use self::inputs::StepInts;
 use self::masks::Masks;
@@ -80,6 +82,7 @@ pub(crate) struct CudaRunner {
     /// Free places for sampled tokens on the host.
     readbacks: Vec<Readback>,
     masks: Option<Masks>,
+    copies: Option<BlockCopies>,
 }
 
 #[derive(Debug)]
@@ -213,6 +216,7 @@ impl CudaRunner {
             },
             readbacks: Vec::new(),
             masks: None,
+            copies: None,
             config: *config,
             stream,
             kernels,

@@ -133,9 +133,11 @@ impl Decoder {
         let mut x = NormInput::Added(None);
         for (i, (layer, kv)) in self.layers.iter().zip(&cache.layers).enumerate() {
             let next = self.layers.get(i + 1).map(DecoderLayer::entry);
-            x = layer.forward(x, &mut residual, kv, &step, next)?;
+            // What follows the model's last attention is needed of those rows alone that become logits.
+            let rows = rows.filter(|_| next.is_none() && self.norm.is_some());
+            x = layer.forward(x, &mut residual, kv, &step, rows, next)?;
         }
-        let mut x = x.into_addend();
+        let x = x.into_addend();
         let Some(norm) = &self.norm else {
             // One tensor travels instead of two; the next layer's norm would add them, too.
             return Ok(match x {
@@ -143,11 +145,6 @@ impl Decoder {
                 None => residual,
             });
         };
-        // Sum and norm work row by row: only those that become logits.
-        if let Some(rows) = rows {
-            residual = residual.index_select(0, rows);
-            x = x.map(|x| x.index_select(0, rows));
-        }
         let x = step.sum_normed(NormInput::Added(x), &mut residual, norm)?;
         Ok(norm.finish(&x, &mut residual))
     }

@@ -137,23 +137,34 @@ impl DecoderLayer {
     /// Adds the output of the layer before (`x`; nothing in the first layer, whose input is the
     /// residual itself) to `residual`, and returns this layer's, as the next layer's entry, if there is one, takes
     /// it. What is not yet added, this rank has a part of: the sum over ranks is taken when it is.
+    ///
+    /// With `rows` (int64), both are of these tokens alone afterwards: all tokens' keys and values
+    /// are written, but what comes after attention is computed for these.
     pub(super) fn forward(
         &self,
         x: NormInput,
         residual: &mut Tensor,
         kv: &LayerKv,
         step: &StepContext<'_>,
+        rows: Option<&Tensor>,
         next: Option<BehindNorm<'_>>,
     ) -> Result<NormInput, CommError> {
         let x = step.sum_normed(x, residual, &self.input_norm)?;
         let qkv = self.qkv.forward_normed(&x, residual, &self.input_norm);
         let (attention, layer, batch) = (step.attention, &self.attention, step.batch);
-        let attended = attention
+        let mut attended = attention
             .write_and_attend(&qkv, layer, kv, batch)
             .unwrap_or_else(|| {
                 let q = attention.write_kv(&qkv, layer, kv, batch);
                 attention.attend(&q, layer, kv, batch)
             });
+        if let Some(rows) = rows {
+            *residual = residual.index_select(0, rows);
+            if rows.size()[0] == 0 {
+                return Ok(NormInput::Added(None));
+            }
+            attended = attended.index_select(0, rows);
+        }
         let mlp = Some((&self.post_norm, self.gate_up.as_ref()));
         let o = step.forward_adding(self.o.as_ref(), &attended, residual, mlp);
         let o = step.sum_normed(o, residual, &self.post_norm)?;

@@ -267,9 +267,14 @@ fn a_captured_decode_serves_other_contexts() {
         let stream = cuda::Stream::new(0).unwrap();
         stream.make_current().unwrap();
         let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
-        // Of each context no more than it was made with.
-        for most in [usize::MAX, 20, 400, 0, 700] {
-            let lens: Vec<_> = case.lens.iter().map(|&(_, len)| len.min(most)).collect();
+        // Of each context no more than it was made with; and behind some, padding.
+        let all = usize::MAX;
+        for (most, live) in [(all, n), (20, n), (400, n), (0, n), (700, n), (all, 37), (20, 1)] {
+            let len = |(i, &(_, len)): (usize, &(usize, usize))| match i < live {
+                true => len.min(most),
+                false => 0,
+            };
+            let lens: Vec<_> = case.lens.iter().enumerate().map(len).collect();
             let contexts: Vec<i32> = lens.iter().map(|&len| len as i32).collect();
             case.context_len.copy_(&Tensor::from_slice(&contexts));
             let whole = std::mem::replace(&mut case.lens, lens.iter().map(|&l| (1, l)).collect());

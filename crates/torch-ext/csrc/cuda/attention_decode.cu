@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
     int *first_item = contexts + n;                                // [n], in splits
-    int *first_tile = first_item + n;                              // [n], in tiles
+    int *first_tile = first_item + n;                              // [n], in tiles and leads
     int *table_rows = first_tile + n, *q_rows = table_rows + n;    // [n] each
 #if FUSED
     // [rows + 2, PAD_DIM]: an item's queries, the newest key, the newest value; from a multiple of 16 bytes on.
@@ -138,7 +138,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // The list of items. Nothing of it comes from an earlier kernel of the step.
     max_context = min((i64)max_context, (i64)width * block_size);
-    int2 sum = make_int2(0, 0); // splits, tiles
+    int2 sum = make_int2(0, 0); // splits; tiles and leads
+    int live = 0;               // contexts that are not empty
     for (int base = 0; base < n; base += THREADS) {
         int i = base + tid;
         int2 x = make_int2(0, 0);
@@ -153,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             context = max(0, min(context, max_context));
             contexts[i] = context;
             Cut cut(context, p);
-            x = make_int2(cut.splits, max(cut.tiles, 1));
+            x = make_int2(cut.splits, cut.splits > 0 ? LEAD + cut.tiles : 0);
         }
         const int2 own = x;
 #pragma unroll
@@ -173,17 +174,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             first_item[i] = before.x + x.x - own.x;
             first_tile[i] = before.y + x.y - own.y;
         }
-        __syncthreads();
+        live += __syncthreads_count(own.x > 0);
     }
     Share share;
     // Contexts that are one split each need no adding up unless they are cut evenly: for those it must be worth it.
-    bool many = (i64)sum.x * all_heads > gridDim.x, splits = sum.x > n;
+    bool many = (i64)sum.x * all_heads > gridDim.x, splits = sum.x > live;
     share.even = even > 0 && many && (splits || (i64)sum.y * all_heads >= (i64)even * gridDim.x);
     share.total = (i64)(share.even ? sum.y : sum.x) * all_heads;
     share.begin = share.begin_of(blockIdx.x), share.end = share.begin_of(blockIdx.x + 1);
+    auto put_zeros = [&] {
+        if (live == n) return;
+        for (int i = blockIdx.x; i < n; i += gridDim.x) {
+            if (contexts[i] > 0 || q_rows[i] < 0) continue;
+            uint4 *to = (uint4 *)(out + (i64)q_rows[i] * heads * HEAD_DIM);
+            for (int e = tid; e < heads * CHUNKS; e += THREADS) to[e] = make_uint4(0, 0, 0, 0);
+        }
+    };
     if (share.begin >= share.end) {
         pdl_wait();
         pdl_launch();
+        put_zeros();
         return;
     }
 
@@ -196,10 +206,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if ((i64)first[mid] * all_heads <= share.begin) low = mid;
             else high = mid;
         }
-        c.at = share.begin, c.seq = low;
+        c.at = share.begin, c.seq = low, c.split = 0;
         c.enter(contexts, p);
-        int rest = (int)(share.begin - (i64)first[low] * all_heads), each = share.even ? c.span() : c.splits;
-        c.head = rest / each, c.from = rest % each, c.split = share.even ? 0 : c.from;
+        int rest = (int)(share.begin - (i64)first[low] * all_heads), each = c.span(share);
+        c.head = rest / each, c.first = c.at - rest % each;
         c.aim(share, warp);
     }
     Cursor ahead = c; // the next tile to copy
@@ -207,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int filled = 0; // where it goes
     bool waited = false;
     auto copy_next = [&]() {
-        while (ahead.at < share.end && ahead.tile >= min(ahead.to, ahead.tiles)) ahead.advance(share, contexts, p, warp);
+        while (ahead.at < share.end && ahead.tile >= ahead.to) ahead.advance(share, contexts, p, warp);
         if (ahead.at < share.end) {
             const int *table = block_tables + (i64)table_rows[ahead.seq] * width;
             i64 at = find_tile(ahead, table, p);
@@ -234,6 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     pdl_wait();
     pdl_launch();
     waited = true;
+    put_zeros();
 
     const int g = lane / 4, t = lane % 4;
     const float log2e = 1.4426950408889634f;
@@ -324,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int j = 0; j < HEAD_DIM / 8; ++j) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.f;
         float m[2] = {-INFINITY_F, -INFINITY_F}, l[2] = {0.f, 0.f};
 
-        for (; c.tile < min(c.to, c.tiles); c.tile += WARPS) {
+        for (; c.tile < c.to; c.tile += WARPS) {
             copy_next();
             cp_async_wait<STAGES - 1>();
             __syncwarp();
@@ -437,7 +448,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 x.x += weight * y.x, x.y += weight * y.y, x.z += weight * y.z, x.w += weight * y.w;
             }
             if (c.is_whole()) {
-                float inv = c.context == 0 ? 0.f : 1.f / total;
+                float inv = 1.f / total;
                 store_out(to + e, make_float4(x.x * inv, x.y * inv, x.z * inv, x.w * inv));
             } else {
                 *(float4 *)(part + slot * HEAD_DIM + e) = x;
@@ -448,12 +459,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         // Who else has a part of this context.
         int parts = c.splits, first_block = 0;
-        i64 first_slot = c.at - c.split;
+        i64 first_slot = c.first;
         if (share.even) {
-            i64 begin = c.at - c.from;
+            i64 begin = c.first + LEAD;
             first_block = share.block_of(begin);
             parts = share.block_of(begin + c.tiles - 1) - first_block + 1;
-            first_slot = 2 * first_block + (begin != share.begin_of(first_block));
+            first_slot = 2 * first_block + (share.begin_of(first_block) < c.first);
         }
         auto slot_of = [&](int part) {
             if (share.even && part > 0) return 2 * ((i64)first_block + part);

@@ -4,13 +4,17 @@
 // depend on what else is in the batch; a block then takes whole items, as many as any other or one
 // more. Cut evenly, every block takes the same number of tiles, wherever that ends, and the contexts at
 // its two ends are shared with the blocks beside it: no block works longer than another, and most
-// contexts need no adding up. That is for more items than blocks.
+// contexts need no adding up. That is for more items than blocks. An item also takes some time of its
+// own, however short it is: as much as LEAD tiles, which stand before its first one in the list.
+//
+// An empty context has no items.
 
 static const int WARPS = 4;
 static const int TILE = 16; // tokens
 // A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
 static const int ONE_SPLIT = 24;
 static const int MIN_SPLIT = 16;
+static const int LEAD = 2;
 
 struct Params {
     const elem *q, *k, *v;
@@ -28,7 +32,7 @@ struct Cut {
         first_tile = start / TILE;
         tiles = (context + TILE - 1) / TILE - first_tile;
         per = tiles;
-        splits = 1;
+        splits = min(tiles, 1);
         if (tiles > ONE_SPLIT) {
             per = max(MIN_SPLIT, (tiles + p.max_splits - 1) / p.max_splits);
             per = (per + WARPS - 1) / WARPS * WARPS;
@@ -37,7 +41,7 @@ struct Cut {
     }
 };
 
-/// A thread block's share of all the work, in items, or, cut evenly, in tiles.
+/// A thread block's share of all the work, in items, or, cut evenly, in tiles and leads.
 struct Share {
     bool even;
     i64 total, begin, end;
@@ -49,7 +53,8 @@ struct Share {
 
 /// A place in the list of items: sequence by sequence, head by head, range by range.
 struct Cursor {
-    i64 at; // in the share's unit
+    // In the share's unit: where this block's part begins, and where this head's first item does.
+    i64 at, first;
     int seq, head, split;
     int start, context, first_tile, tiles, per, splits;
     int from, to; // the item's range of its context, in tiles
@@ -60,29 +65,40 @@ struct Cursor {
         start = cut.start, context = cut.context, first_tile = cut.first_tile;
         tiles = cut.tiles, per = cut.per, splits = cut.splits;
     }
-    /// Even an empty context has an item: its output is zero.
-    DEVICE int span() const { return max(tiles, 1); }
+    /// What a head has in the list.
+    DEVICE int span(const Share &share) const { return share.even ? LEAD + tiles : splits; }
+    /// Takes the part that begins at `at`. Cut evenly, no share is so short that it ends before its first tile; where its last
+    /// item does, that is the next block's.
     DEVICE void aim(const Share &share, int warp) {
-        if (share.even) to = (int)min((i64)span(), from + share.end - at);
-        else from = split * per, to = min(tiles, from + per);
+        int offset = (int)(at - first);
+        if (share.even) {
+            from = max(0, offset - LEAD);
+            to = (int)min((i64)tiles, share.end - first - LEAD);
+            if (to <= from) at = share.end;
+        } else {
+            split = offset;
+            from = split * per, to = min(tiles, from + per);
+        }
         tile = from + warp;
     }
     /// To the item after this one.
     DEVICE void advance(const Share &share, const int *contexts, const Params &p, int warp) {
-        at += share.even ? to - from : 1;
+        at = share.even ? first + span(share) : at + 1;
         if (at >= share.end) return;
-        from = 0;
-        if (share.even || ++split == splits) {
-            split = 0;
+        if (share.even || at == first + splits) {
+            first = at;
             if (++head == p.kv_heads * p.groups) {
                 head = 0;
-                ++seq;
-                enter(contexts, p);
+                // There is more, or the share had ended.
+                do {
+                    ++seq;
+                    enter(contexts, p);
+                } while (tiles == 0);
             }
         }
         aim(share, warp);
     }
     DEVICE bool is_whole() const { return from == 0 && to >= tiles; }
     /// Whether the context's newest token is here.
-    DEVICE bool has_end() const { return context > 0 && to == tiles; }
+    DEVICE bool has_end() const { return to == tiles; }
 };

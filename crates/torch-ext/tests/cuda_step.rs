@@ -3,7 +3,7 @@
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::{self, Kernels, RowLimits, StepTensors};
+use torch_ext::cuda::{self, HostInts, Kernels, ROW_INTS, Readback, RowLimits, StepTensors};
 
 const SLOTS: usize = 9;
 const WIDTH: usize = 13;
@@ -28,6 +28,8 @@ fn rows_become_the_tensors_of_the_model() {
     let mut rng = StdRng::seed_from_u64(1);
     let tables = Tensor::zeros([SLOTS as i64, WIDTH as i64], (Kind::Int, kernels.device()));
     let mut mirror = vec![vec![0; WIDTH]; SLOTS];
+    let mut uploaded = HostInts::new(ROW_INTS * SLOTS, 2, 0).unwrap();
+    let mut readback = Readback::new(SLOTS, Kind::Int, 0).unwrap();
     for round in 0..30 {
         // Random pieces of tables change.
         let (mut segments, mut blocks) = (Vec::new(), Vec::new());
@@ -101,11 +103,12 @@ fn rows_become_the_tensors_of_the_model() {
             uploaded: tokens.len(),
         };
         limits.check(&rows).unwrap();
+        uploaded.put(&rows).unwrap();
         let out = StepTensors::new(first as usize, SLOTS, WIDTH, &kernels).unwrap();
         kernels
             .prepare_rows(
                 SLOTS,
-                &on(&rows),
+                &mut uploaded,
                 &on(&tokens),
                 &last_token,
                 &tables,
@@ -128,9 +131,12 @@ fn rows_become_the_tensors_of_the_model() {
         }
 
         let sampled: Vec<i32> = (0..SLOTS).map(|_| rng.random_range(-2..500)).collect();
+        let host = Some((&mut readback, SLOTS - 2));
         kernels
-            .keep_tokens(&on(&sampled), &out.row_slots, &last_token)
+            .keep_tokens(&on(&sampled), &out.row_slots, &last_token, host)
             .unwrap();
+        let told: Vec<i64> = sampled[..SLOTS - 2].iter().map(|t| (*t).into()).collect();
+        assert_eq!(ints(&readback.wait().unwrap()), told);
         let kept: Vec<i64> = (0..SLOTS)
             .map(|s| if s == 6 { last[s] } else { sampled[s].max(0) }.into())
             .collect();

@@ -20,7 +20,7 @@ extern "C" __global__ void apply_tables(const int* __restrict__ segments, const 
     for (int i = threadIdx.x; i < segment[3]; i += blockDim.x) table[i] = blocks[segment[2] + i];
 }
 
-// Grid: one block a row.
+// Grid: one block a row. `rows` is in the host's memory: each integer is read once.
 extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int* __restrict__ tokens,
                                         const int* __restrict__ last_token, const int* __restrict__ tables, int width,
                                         int block_size, long long* __restrict__ ids, long long* __restrict__ positions,
@@ -28,7 +28,10 @@ extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int*
                                         int* __restrict__ context_len, int* __restrict__ row_tables,
                                         int* __restrict__ row_slots, int* __restrict__ row_ends) {
     const int r = blockIdx.x;
-    const Row row = reinterpret_cast<const Row*>(rows)[r];
+    __shared__ int ints[5];
+    if (threadIdx.x < 5) ints[threadIdx.x] = rows[5 * r + threadIdx.x];
+    __syncthreads();
+    const Row row = {ints[0], ints[1], ints[2], ints[3], ints[4]};
     const bool padding = row.slot < 0;
     const int end = row.start + row.len;
     const int* table = tables + static_cast<long long>(padding ? 0 : row.slot) * width;
@@ -54,10 +57,11 @@ extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int*
     }
 }
 
-// last_token[slots[i]] = tokens[i]. A row that could not be sampled (negative) goes on with token 0: its sequence ends
+// last_token[slots[i]] = tokens[i], and host[i] = tokens[i] for the first `told`. A row that could not be sampled (negative) goes on with token 0: its sequence ends
 // before anybody reads what follows.
 extern "C" __global__ void keep_tokens(const int* __restrict__ tokens, const int* __restrict__ slots, int count,
-                                       int* __restrict__ last_token) {
+                                       int* __restrict__ last_token, int* __restrict__ host, int told) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < told) host[i] = tokens[i];
     if (i < count && slots[i] >= 0) last_token[slots[i]] = max(tokens[i], 0);
 }

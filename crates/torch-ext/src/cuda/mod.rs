@@ -88,7 +88,9 @@ pub use self::{
     sample_state::{SampleSlot, SampleState},
     staging::Staging,
     step::{ROW_INTS, RowLimits, SEGMENT_INTS, StepTensors},
-    stream::{Event, Readback, Stream, Upload, copy_async, make_device_current, synchronize},
+    stream::{
+        Event, HostInts, Readback, Stream, Upload, copy_async, make_device_current, synchronize,
+    },
 };
 
 pub use self::memory::Memory;

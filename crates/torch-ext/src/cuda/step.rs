@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::check::Operand;
 use super::compile::Source;
 use super::kernels::{Arg, Kernels, Launch};
+use super::stream::{HostInts, Readback};
 use crate::Error;
 
 pub(crate) static SOURCE: Source = Source {
@@ -134,15 +135,14 @@ impl Kernels {
         unsafe { self.launch(function, &launch, &args) }
     }
 
-    /// Fills `out` for `num_rows` rows ([`ROW_INTS`] each at the front of `rows`; int32 on the
-    /// device), whose uploaded tokens are `tokens`. Reads and keeps nothing on the host, so it may
-    /// be captured: the caller promises by [`RowLimits`] what the rows that will be there then
-    /// stay within, and checks it for each step ([`RowLimits::check`]).
+    /// Fills `out` for `num_rows` rows ([`ROW_INTS`] each, what was put into `rows` last), whose
+    /// uploaded tokens are `tokens` (int32 on the device). The caller promises by [`RowLimits`] what
+    /// the rows stay within, and has checked it ([`RowLimits::check`]).
     #[allow(clippy::too_many_arguments, reason = "the tensors of a step")]
     pub fn prepare_rows(
         &self,
         num_rows: usize,
-        rows: &Tensor,
+        rows: &mut HostInts,
         tokens: &Tensor,
         last_token: &Tensor,
         tables: &Tensor,
@@ -150,7 +150,7 @@ impl Kernels {
         out: &StepTensors,
     ) -> Result<(), Error> {
         const OP: &str = "prepare_rows";
-        let [ints] = self.ints(OP, "rows", rows, [None])?;
+        let ints = rows.tensor().numel();
         let [uploaded] = self.ints(OP, "tokens", tokens, [None])?;
         let [slots] = self.ints(OP, "last_token", last_token, [None])?;
         let [_, width] = self.ints(OP, "tables", tables, [Some(slots), None])?;
@@ -198,7 +198,7 @@ impl Kernels {
         let function = self.function(&SOURCE, "prepare_rows", &[])?;
         let launch = Launch::new([num_rows as u32, 1, 1], 128);
         let args = [
-            rows.into(),
+            rows.tensor().into(),
             tokens.into(),
             last_token.into(),
             tables.into(),
@@ -213,35 +213,59 @@ impl Kernels {
             (&out.row_slots).into(),
             (&out.row_ends).into(),
         ];
-        // SAFETY: the tensors have the room that the limits promise, and the rows keep to them.
-        unsafe { self.launch(function, &launch, &args) }
+        // SAFETY: the tensors have the room that the limits promise, and the rows keep to them. The
+        // device reads pinned memory at its own address.
+        unsafe { self.launch(function, &launch, &args)? };
+        Ok(rows.hold()?)
     }
 
     /// `last_token[slots[i]] = tokens[i]` where the slot is not negative; all int32, on the device.
-    /// Slots come from [`Kernels::prepare_rows`], which takes none beyond `last_token`.
+    /// Slots come from [`Kernels::prepare_rows`], which takes none beyond `last_token`. The first of
+    /// the tokens, so many, also go to the host.
     pub fn keep_tokens(
         &self,
         tokens: &Tensor,
         slots: &Tensor,
         last_token: &Tensor,
+        mut host: Option<(&mut Readback, usize)>,
     ) -> Result<(), Error> {
         const OP: &str = "keep_tokens";
         let [count] = self.ints(OP, "tokens", tokens, [None])?;
         self.ints(OP, "slots", slots, [Some(count)])?;
         self.ints(OP, "last_token", last_token, [None])?;
-        if count == 0 {
-            return Ok(());
+        let (place, told) = match &host {
+            Some((readback, told)) => (Some(readback.place(*told)?), *told),
+            None => (None, 0),
+        };
+        if told > count {
+            let device = self.device();
+            let given = Operand {
+                op: OP,
+                name: "tokens",
+                tensor: tokens,
+                device,
+            };
+            return Err(given.argument(format!("at least {told}, for the host"), count));
         }
-        let function = self.function(&SOURCE, "keep_tokens", &[])?;
-        let launch = Launch::new([count.div_ceil(128) as u32, 1, 1], 128);
-        let args = [
-            tokens.into(),
-            slots.into(),
-            Arg::from(count as i32),
-            last_token.into(),
-        ];
-        // SAFETY: `count` tokens and slots; slots are below the number of last tokens.
-        unsafe { self.launch(function, &launch, &args) }
+        if count > 0 {
+            let function = self.function(&SOURCE, "keep_tokens", &[])?;
+            let launch = Launch::new([count.div_ceil(128) as u32, 1, 1], 128);
+            let args = [
+                tokens.into(),
+                slots.into(),
+                Arg::from(count as i32),
+                last_token.into(),
+                place.into(),
+                Arg::from(told as i32),
+            ];
+            // SAFETY: `count` tokens and slots; slots are below the number of last tokens. The
+            // device writes pinned memory at its own address.
+            unsafe { self.launch(function, &launch, &args)? };
+        }
+        match &mut host {
+            Some((readback, told)) => Ok(readback.written(*told)?),
+            None => Ok(()),
+        }
     }
 }
 

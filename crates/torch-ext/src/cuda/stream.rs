@@ -186,6 +186,58 @@ impl Upload {
     }
 }
 
+/// Pinned host buffers, filled in turn, that kernels read where they are: for the few values of a step,
+/// for which a copy would take longer than the kernel that reads them.
+#[derive(Debug)]
+pub struct HostInts {
+    hosts: Vec<(Tensor, Event, bool)>,
+    current: usize,
+}
+
+impl HostInts {
+    /// Room for `capacity` int32 values, with `depth` lists waiting to be read at a time.
+    pub fn new(capacity: usize, depth: usize, device: usize) -> Result<Self, CudaError> {
+        let host = |_| {
+            let event = Event::new(device, false)?;
+            Ok((pinned(capacity, Kind::Int)?, event, false))
+        };
+        Ok(Self {
+            hosts: (0..depth.max(1))
+                .map(host)
+                .collect::<Result<_, CudaError>>()?,
+            current: 0,
+        })
+    }
+
+    /// Puts `values` to the front of the next buffer, once what reads its old values is done.
+    pub fn put(&mut self, values: &[i32]) -> Result<(), CudaError> {
+        self.current = (self.current + 1) % self.hosts.len();
+        let (host, read, pending) = &mut self.hosts[self.current];
+        if std::mem::take(pending) {
+            read.synchronize()?;
+        }
+        let (len, room) = (values.len() as i64, host.size()[0]);
+        if len > room {
+            return Err(CudaError(format!("{len} values for room for {room}")));
+        }
+        let mut host = host.narrow(0, 0, len);
+        host.f_copy_(&Tensor::from_slice(values)).map_err(torch)
+    }
+
+    /// `[capacity]` int32 on the host: what was put last, at the front.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.hosts[self.current].0
+    }
+
+    /// Keeps what was put last until what is on the current stream now is done.
+    pub(crate) fn hold(&mut self) -> Result<(), CudaError> {
+        let (_, read, pending) = &mut self.hosts[self.current];
+        read.record()?;
+        *pending = true;
+        Ok(())
+    }
+}
+
 /// A pinned host tensor that results are copied to.
 #[derive(Debug)]
 pub struct Readback {
@@ -212,6 +264,24 @@ impl Readback {
         }
         copy_async(&self.host.narrow(0, 0, len), &from.view([-1]))?;
         self.len = len;
+        self.done.record()
+    }
+
+    /// Where a kernel may write the first `len` values itself, if there is room for so many int32.
+    pub(crate) fn place(&self, len: usize) -> Result<&Tensor, CudaError> {
+        let room = self.host.size()[0];
+        if self.host.kind() != Kind::Int || len as i64 > room {
+            return Err(CudaError(format!(
+                "{len} int32 for {room} {:?}",
+                self.host.kind()
+            )));
+        }
+        Ok(&self.host)
+    }
+
+    /// A kernel that writes `len` values is on the current stream.
+    pub(crate) fn written(&mut self, len: usize) -> Result<(), CudaError> {
+        self.len = len as i64;
         self.done.record()
     }
 

@@ -111,6 +111,7 @@ impl CudaRunner {
         self.ints.clear();
         self.ints.pad(size);
         self.send_rows().map_err(options)?;
+        self.prepare(size).map_err(options)?;
         let batch = self.decode_batch(size);
         drop(self.decode(size, &batch).map_err(options)?);
         let (graph, output) =

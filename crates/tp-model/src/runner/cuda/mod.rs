@@ -23,7 +23,8 @@ use sampler::TokenLogprobs;
 use sampler::cuda::{CudaSampler, Sampling};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::{
-    DecodeWorkspace, GraphPool, Heads, Kernels, Readback, RowLimits, StepTensors, Stream, Upload,
+    DecodeWorkspace, GraphPool, Heads, HostInts, Kernels, Readback, RowLimits, StepTensors, Stream,
+    Upload,
 };
 
 use self::copies::BlockCopies;
@@ -89,7 +90,7 @@ pub(crate) struct CudaRunner {
 struct Uploads {
     segments: Upload,
     blocks: Upload,
-    rows: Upload,
+    rows: HostInts,
     tokens: Upload,
     samples: Upload,
     decode: Upload,
@@ -196,7 +197,8 @@ impl CudaRunner {
             uploads: Uploads {
                 segments: upload(8 * slots)?,
                 blocks: upload((4 * width).max(4 * slots))?,
-                rows: upload(torch_ext::cuda::ROW_INTS * rows)?,
+                rows: HostInts::new(torch_ext::cuda::ROW_INTS * rows, UPLOADS, index)
+                    .map_err(options)?,
                 tokens: upload(tokens)?,
                 samples: upload(3 * slots)?,
                 decode: upload(rows)?,

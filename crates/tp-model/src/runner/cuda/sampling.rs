@@ -31,9 +31,6 @@ impl CudaRunner {
             .sample_masked(logits, masked.as_ref(), slots, positions, &host_slots)
             .map_err(|e| e.to_string())?;
         self.share_tokens(sampling.tokens())?;
-        self.kernels
-            .keep_tokens(sampling.tokens(), slots, &self.last_token)
-            .map_err(|e| e.to_string())?;
         let text = |e: torch_ext::cuda::CudaError| e.to_string();
         let tch::Device::Cuda(index) = self.model.device() else {
             return Err("the model left the GPU".to_owned());
@@ -42,8 +39,10 @@ impl CudaRunner {
             Some(readback) => readback,
             None => Readback::new(self.config.max_num_seqs, Kind::Int, index).map_err(text)?,
         };
-        let tokens = sampling.tokens().narrow(0, 0, count as i64);
-        readback.start(&tokens).map_err(text)?;
+        let host = Some((&mut readback, count));
+        self.kernels
+            .keep_tokens(sampling.tokens(), slots, &self.last_token, host)
+            .map_err(|e| e.to_string())?;
         ticket.tokens = Some(readback);
         ticket.sampling = Some(sampling);
         Ok(())

@@ -50,14 +50,13 @@ impl CudaRunner {
         }
     }
 
-    /// A step of `rows` rows of one token each, from uploaded rows, and what the stage before gave,
+    /// A step of `rows` rows of one token each, from what [`CudaRunner::prepare`] made, and what the stage before gave,
     /// to logits, where this rank gets them, or to what the next stage gets.
     pub(super) fn decode(
         &self,
         rows: usize,
         batch: &AttentionBatch,
     ) -> Result<Option<Tensor>, String> {
-        self.prepare(rows)?;
         let ids = self.tensors.ids.narrow(0, 0, rows as i64);
         let input = self.input.as_ref().map(|all| all.narrow(0, 0, rows as i64));
         let hidden = self
@@ -102,11 +101,12 @@ impl CudaRunner {
         })
     }
 
-    pub(super) fn prepare(&self, rows: usize) -> Result<(), String> {
+    /// Outside of captured steps, whose arguments are fixed: the rows are elsewhere each time.
+    pub(super) fn prepare(&mut self, rows: usize) -> Result<(), String> {
         self.kernels
             .prepare_rows(
                 rows,
-                &self.uploads.rows.device,
+                &mut self.uploads.rows,
                 &self.uploads.tokens.device,
                 &self.last_token,
                 &self.tables,
@@ -118,7 +118,7 @@ impl CudaRunner {
 
     pub(super) fn send_rows(&mut self) -> Result<(), String> {
         self.ints.check(&self.limits)?;
-        let sent = self.uploads.rows.send(&self.ints.rows);
+        let sent = self.uploads.rows.put(&self.ints.rows);
         sent.and_then(|()| self.uploads.tokens.send(&self.ints.tokens))
             .map_err(|e| e.to_string())
     }
@@ -132,6 +132,7 @@ impl CudaRunner {
         let size = self.graphs.fitting(rows).map(|graph| graph.size);
         self.ints.pad(size.unwrap_or(rows));
         self.send_rows()?;
+        self.prepare(size.unwrap_or(rows))?;
         let count = size.unwrap_or(rows) as i64;
         if let (Some(place), Some(input)) = (&self.input, self.receive(count)?) {
             place.narrow(0, 0, count).copy_(&input);

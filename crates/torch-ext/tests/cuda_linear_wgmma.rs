@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{Graph, GraphPool, Stream, synchronize};
 
-use products::{EPS, close, distance, gated, kernels, product, random, whole, wide};
+use products::{EPS, close, distance, gated, kernels, product, random, rounding, whole, wide};
 
 const MOST: usize = 128;
 
@@ -184,8 +184,9 @@ fn a_norm_between_two_products() {
             let products = product(&want, &after, None);
             close(&plain, &products, kind, &format!("product {what}"));
             let want = gated(&products, kind);
-            // Two more roundings than in a plain product.
-            close(&(&pair / 2), &(want / 2), kind, &format!("gated {what}"));
+            // Five roundings where a plain product has two: of few outputs they may make up twice as much.
+            let off = distance(&pair, &want);
+            assert!(off <= 3.0 * rounding(kind), "gated {what}: {off:.2e} away");
             let again = run();
             assert!(
                 plain.equal(&again.2) && pair.equal(&again.3),
@@ -285,7 +286,11 @@ fn what_does_not_fit_is_refused() {
     let x = of(&[20, 64], b);
     assert!(kernels.linear_wgmma(&of(&[20, 64], h), &w, None).is_err());
     assert!(kernels.linear_wgmma(&of(&[20, 72], b), &w, None).is_err());
-    assert!(kernels.linear_wgmma(&of(&[129, 64], b), &w, None).is_err());
+    assert!(
+        kernels
+            .linear_wgmma(&of(&[MOST as i64 + 1, 64], b), &w, None)
+            .is_err()
+    );
     assert!(
         kernels
             .linear_wgmma(&x, &of(&[32, 64], Kind::Float), None)

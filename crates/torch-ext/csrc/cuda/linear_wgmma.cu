@@ -89,13 +89,15 @@ struct Cursor {
 #endif
 
 /// Shared memory: STAGES * STAGE_BYTES and room to begin at a multiple of 1024. `w` has boxes of ROWS rows ([k, 8, 2,
-/// groups of 8] with SILU), `x` of TOKENS / SHARE, both of CHUNK columns with the 128-byte swizzle. `outputs`: columns
-/// of y; `tiles` of w. Grid: clusters, with SPLIT exactly one for SHARE tiles. With ADD or SCALED, `squares` is
+/// groups of 8] with SILU), `x` of `x_rows`, both of CHUNK columns with the 128-byte swizzle. `outputs`: columns
+/// of y; `tiles` of w. `x_rows`: a multiple of 8 for which SHARE boxes hold all tokens, and no more than TOKENS rows. What
+/// lies behind them in the ring is not copied (TMA takes its time for rows that are not there either), and what becomes of
+/// it is not written. Grid: clusters, with SPLIT exactly one for SHARE tiles. With ADD or SCALED, `squares` is
 /// [parts, TOKENS], one part for each tile of the product that writes them; outputs % 8 == 0 with ADD.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_wgmma(elem *y, const elem *bias, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,
                  int tokens, int outputs, int k, int tiles, elem *residual, const elem *gain, float *squares, int parts,
-                 float eps) {
+                 float eps, int x_rows) {
 #if HOPPER
     extern __shared__ __align__(1024) u8 shared[];
     __shared__ __align__(8) u64 barriers[2 * STAGES + 2];
@@ -113,21 +115,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int total = cluster < groups ? ((groups - cluster - 1) / clusters + 1) * chunks : 0;
     const int early = total < STAGES ? total : STAGES;
     const u64 read_once = policy_read_once(), keep = policy_keep();
+    const int x_bytes = x_rows * CHUNK * 2; // of a box
 
     auto copy_w = [&](const Cursor &c, int stage) {
         u32 to = ring + stage * STAGE_BYTES, barrier = full + 8 * stage;
         int tile = c.group * SHARE + share, column = (first_chunk + c.chunk) * CHUNK;
-        barrier_arrive_expect(barrier, STAGE_BYTES);
+        barrier_arrive_expect(barrier, W_BYTES + SHARE * x_bytes);
 #if SILU
         copy_box4(to, &w, column, tile * (ROWS / 16), barrier, read_once);
 #else
         copy_box(to, &w, column, tile * ROWS, barrier, read_once);
 #endif
     };
-    // Each block of a cluster's share gets what all of them fetch: the barrier of each counts X_BYTES.
+    // Each block of a cluster's share gets what all of them fetch, and its barrier counts it.
     auto copy_x = [&](const Cursor &c, int stage) {
-        u32 to = ring + stage * STAGE_BYTES + W_BYTES + share * (X_BYTES / SHARE), barrier = full + 8 * stage;
-        int column = (first_chunk + c.chunk) * CHUNK, row = share * (TOKENS / SHARE);
+        u32 to = ring + stage * STAGE_BYTES + W_BYTES + share * x_bytes, barrier = full + 8 * stage;
+        int column = (first_chunk + c.chunk) * CHUNK, row = share * x_rows;
 #if SHARE > 1
         copy_box_to((u16)(((1 << SHARE) - 1) << (split * SHARE)), to, &x, column, row, barrier, keep);
 #else

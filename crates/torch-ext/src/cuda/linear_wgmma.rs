@@ -337,7 +337,7 @@ impl Kernels {
                 [64, 8, 2, rows / 16],
             )?,
         };
-        let x_map = TensorMap::new(x, [k, tokens], &[k], [64, 8 * plan.nt / plan.share])?;
+        let x_map = TensorMap::new(x, [k, tokens], &[k], [64, plan.x_rows(tokens)])?;
         let defines_of = |plan: &WgmmaPlan| -> Defines {
             smallvec::smallvec![
                 (element(w.kind()), 1),
@@ -391,6 +391,7 @@ impl Kernels {
             squares.as_ref().into(),
             Arg::from(parts as i32),
             Arg::from(extras.deferred.map_or(0.0, |norm| norm.eps) as f32),
+            Arg::from(plan.x_rows(tokens) as i32),
         ];
         // SAFETY: shapes, types and devices were checked; the plan is one for this problem, and gives
         // the shared memory that the kernel lays out and the boxes of the maps.

@@ -65,6 +65,11 @@ impl WgmmaPlan {
         self.wgs == 1 && self.nt.is_multiple_of(self.split)
     }
 
+    /// Rows of x that each of the blocks that share it fetches, in whole groups of eight.
+    pub(super) fn x_rows(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.share).next_multiple_of(8)
+    }
+
     fn stage_bytes(&self) -> usize {
         (64 * self.wgs + 8 * self.nt) * CHUNK * 2
     }
@@ -233,6 +238,8 @@ mod tests {
                         assert!(plan.cluster() <= MOST_CLUSTER && plan.threads() <= 1024);
                         assert!(plan.tiles * 64 * plan.wgs >= n && plan.nt * 8 >= tokens);
                         assert!(plan.clusters >= 1);
+                        let rows = plan.share * plan.x_rows(tokens);
+                        assert!((tokens..=8 * plan.nt).contains(&rows), "{plan:?}");
                         // What the source asserts.
                         assert_eq!((plan.wgs * 4 * plan.nt) % plan.split, 0);
                         // Registers of a multiprocessor: sums, and 40 others a thread.

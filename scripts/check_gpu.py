@@ -4,7 +4,7 @@
     python3 scripts/check_gpu.py --binary target/release/nano-vllm-serve
 
 The built-in demo model answers greedy and seeded requests of 3 to 700 tokens, first on the CPU, then on the GPU:
-as it comes, without overlap, without graphs, in chunks, without the prefix cache, one request at a time, and with a cache
+as it comes, without overlap, without graphs, in chunks, without the prefix cache, three sequences at a time (the answers to one prompt), and with a cache
 so small that requests are preempted. With --deterministic all GPU runs must agree to the last token; without, and against the CPU,
 a request may differ from the first place on where two tokens were as good as equal: the script prints how far apart they were.
 """
@@ -101,7 +101,7 @@ def main():
         "no graphs": ["--enforce-eager"],
         "chunks of 64": ["--max-num-batched-tokens", "64", "--max-num-seqs", "16"],
         "no prefix cache": ["--no-enable-prefix-caching"],
-        "one at a time": ["--max-num-seqs", "1"],
+        "three at a time": ["--max-num-seqs", "3"],
         "blocks of 32": ["--block-size", "32"],
         "preemption": ["--num-gpu-blocks-override", "80", "--max-num-seqs", "24"],
     }

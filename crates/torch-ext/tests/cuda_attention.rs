@@ -269,7 +269,15 @@ fn a_captured_decode_serves_other_contexts() {
         let (mut graph, ()) = Graph::capture(GraphPool::new().unwrap(), || launch(&case)).unwrap();
         // Of each context no more than it was made with; and behind some, padding.
         let all = usize::MAX;
-        for (most, live) in [(all, n), (20, n), (400, n), (0, n), (700, n), (all, 37), (20, 1)] {
+        for (most, live) in [
+            (all, n),
+            (20, n),
+            (400, n),
+            (0, n),
+            (700, n),
+            (all, 37),
+            (20, 1),
+        ] {
             let len = |(i, &(_, len)): (usize, &(usize, usize))| match i < live {
                 true => len.min(most),
                 false => 0,

@@ -208,6 +208,23 @@ impl CudaSampler {
             .map(Some)
     }
 
+    /// Asks for every kernel that a batch may need, in a rehearsal ([`Kernels::rehearse`]). Arguments
+    /// as for [`CudaSampler::sample`].
+    pub fn rehearse(
+        &self,
+        logits: &Tensor,
+        slots: &Tensor,
+        positions: &Tensor,
+    ) -> Result<(), Error> {
+        self.state.rehearse(&self.kernels)?;
+        for mode in [SampleMode::Greedy, SampleMode::Race, SampleMode::Filter] {
+            let tokens = self.launch(logits, slots, positions, mode)?;
+            let logprobs = Some(1);
+            self.logprobs(logits, slots, positions, &tokens, Needs { mode, logprobs })?;
+        }
+        Ok(())
+    }
+
     /// Starts the way back to the host of what [`CudaSampler::launch`] and
     /// [`CudaSampler::logprobs`] made. `host_slots` are the slots of the first rows; those after
     /// them are padding.

@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys;
 use tch::{Device, Tensor};
 
+use super::ahead::{Ahead, Program};
 use super::compile::{Source, architecture, compiled};
 use super::stream::current_stream;
 use super::tensor_map::TensorMap;
@@ -24,7 +26,9 @@ pub struct Kernels {
     capability: (i32, i32),
     num_sms: usize,
     functions: Mutex<HashMap<Key, Function>>,
-    modules: Mutex<HashMap<(&'static str, Vec<String>), Module>>,
+    modules: Mutex<HashMap<Program, Module>>,
+    ahead: Ahead,
+    rehearsing: AtomicBool,
 }
 
 type Key = (&'static str, &'static str, Defines);
@@ -33,7 +37,7 @@ pub(crate) type Defines = smallvec::SmallVec<[(&'static str, i64); 6]>;
 
 #[derive(Clone, Copy, Debug)]
 struct Module(sys::CUmodule);
-/// A kernel that can be launched.
+/// A kernel that can be launched; null in a rehearsal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function(sys::CUfunction);
 
@@ -160,6 +164,8 @@ impl Kernels {
             num_sms: attribute(attr::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             functions: Mutex::default(),
             modules: Mutex::default(),
+            ahead: Ahead::default(),
+            rehearsing: AtomicBool::new(false),
         })
     }
 
@@ -196,29 +202,31 @@ impl Kernels {
         if let Some(function) = functions.get(&key) {
             return Ok(*function);
         }
+        if self.rehearsing.load(Ordering::Relaxed) {
+            self.ahead.start(source, named(defines), &self.arch);
+            return Ok(Function(ptr::null_mut()));
+        }
         let function = self.resolve(source, entry, defines)?;
         functions.insert(key, function);
         Ok(function)
     }
 
-    /// Whether [`function`](Self::function) was asked for this before.
-    pub(crate) fn knows(&self, source: &Source, entry: &'static str, defines: &Defines) -> bool {
-        let functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
-        functions.contains_key(&(source.name, entry, defines.clone()))
-    }
-
-    /// Compiles `source` with each of these lists of definitions, at the same time, into the cache
-    /// on disk, where [`function`](Self::function) finds them. What fails here fails there again,
-    /// and is reported.
-    pub(crate) fn compile_ahead(&self, source: &'static Source, lists: &[Defines]) {
-        std::thread::scope(|scope| {
-            for defines in lists {
-                let defines = named(defines);
-                scope.spawn(move || {
-                    let _ = compiled(source, &defines, &self.arch);
-                });
+    /// Does `work` without our kernels: those that it would launch for the first time are compiled
+    /// meanwhile, on other threads, and nothing is launched in their place. So all kernels of a
+    /// program can be compiled at a time, in as long as it takes for one after the other to be asked
+    /// for. What `work` computes is worth nothing; it must bear any values. Whoever launches a kernel
+    /// afterwards waits for it.
+    pub fn rehearse<T>(&self, work: impl FnOnce() -> T) -> T {
+        /// Ends the rehearsal, also by a panic.
+        struct End<'a>(&'a AtomicBool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
             }
-        });
+        }
+        self.rehearsing.store(true, Ordering::Relaxed);
+        let _end = End(&self.rehearsing);
+        work()
     }
 
     fn resolve(
@@ -227,17 +235,20 @@ impl Kernels {
         entry: &str,
         defines: &[(&'static str, i64)],
     ) -> Result<Function, CudaError> {
-        let defines = named(defines);
+        let program = (source.name, named(defines));
         let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
-        let module = match modules.get(&(source.name, defines.clone())) {
+        let module = match modules.get(&program) {
             Some(module) => *module,
             None => {
-                let code = compiled(source, &defines, &self.arch)?;
+                let code = match self.ahead.take(&program) {
+                    Some(code) => code?,
+                    None => compiled(source, &program.1, &self.arch)?,
+                };
                 let mut module = ptr::null_mut();
                 // SAFETY: an image that NVRTC made for this device.
                 let result = unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) };
                 check(result, "cuModuleLoadData")?;
-                modules.insert((source.name, defines), Module(module));
+                modules.insert(program, Module(module));
                 Module(module)
             }
         };
@@ -279,6 +290,9 @@ impl Kernels {
         launch: &Launch,
         args: &[Arg<'_>],
     ) -> Result<(), Error> {
+        if function.0.is_null() {
+            return Ok(());
+        }
         // The driver reads the arguments through these pointers, and writes nothing.
         let mut pointers: smallvec::SmallVec<[*mut c_void; 32]> = args
             .iter()

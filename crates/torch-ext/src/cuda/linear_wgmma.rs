@@ -5,9 +5,7 @@ use tch::{Kind, Tensor};
 use super::check::{HALVES, Operand};
 use super::compile::Source;
 use super::kernels::{Arg, Defines, Kernels, Launch};
-use super::linear_wgmma_plan::{
-    GROUPS, MAX_ROWS, MOST_ADDED, Problem, WgmmaPlan, best, plans, wins,
-};
+use super::linear_wgmma_plan::{MAX_ROWS, MOST_ADDED, Problem, WgmmaPlan, best, plans, wins};
 use super::rope::{element, same_kind};
 use super::tensor_map::TensorMap;
 use crate::Error;
@@ -288,7 +286,6 @@ impl Kernels {
             k,
             gated,
         };
-        let automatic = plan.is_none();
         let chosen = match (self.capability(), plan) {
             ((9, 0), None) => best(problem, self.num_sms()),
             ((9, 0), Some(plan)) => plans(problem, self.num_sms())
@@ -338,37 +335,17 @@ impl Kernels {
             )?,
         };
         let x_map = TensorMap::new(x, [k, tokens], &[k], [64, plan.x_rows(tokens)])?;
-        let defines_of = |plan: &WgmmaPlan| -> Defines {
-            smallvec::smallvec![
-                (element(w.kind()), 1),
-                ("NT", plan.nt as i64),
-                ("WGS", plan.wgs as i64),
-                ("SPLIT", plan.split as i64),
-                ("SHARE", plan.share as i64),
-                ("STAGES", plan.stages as i64),
-                ("SILU", i64::from(gated)),
-                ("ADD", i64::from(extras.add.is_some())),
-                ("SCALED", i64::from(extras.deferred.is_some())),
-            ]
-        };
-        let defines = defines_of(&plan);
-        if automatic && !self.knows(&SOURCE, "linear_wgmma", &defines) {
-            // The same weight for other numbers of rows is likely to follow: a runner captures graphs
-            // of all sizes, and compiling one after the other would take seconds.
-            let others = GROUPS.into_iter().filter_map(|nt| {
-                let tokens = 8 * nt;
-                best(Problem { tokens, ..problem }, self.num_sms())
-                    .filter(|plan| extras.add.is_none() || plan.adds())
-            });
-            let lists: Vec<Defines> = std::iter::once(defines.clone())
-                .chain(
-                    others
-                        .map(|plan| defines_of(&plan))
-                        .filter(|d| *d != defines),
-                )
-                .collect();
-            self.compile_ahead(&SOURCE, &lists);
-        }
+        let defines: Defines = smallvec::smallvec![
+            (element(w.kind()), 1),
+            ("NT", plan.nt as i64),
+            ("WGS", plan.wgs as i64),
+            ("SPLIT", plan.split as i64),
+            ("SHARE", plan.share as i64),
+            ("STAGES", plan.stages as i64),
+            ("SILU", i64::from(gated)),
+            ("ADD", i64::from(extras.add.is_some())),
+            ("SCALED", i64::from(extras.deferred.is_some())),
+        ];
         let function = self.function(&SOURCE, "linear_wgmma", &defines)?;
         let blocks = plan.clusters * plan.cluster();
         // One more warp adds up the squares.

@@ -13,7 +13,7 @@ const MOST_STAGES: usize = 12;
 const MOST_CLUSTER: usize = 8;
 /// Groups of eight tokens that the kernel is built for. Each is compiled once for each weight shape,
 /// so there are few.
-pub(super) const GROUPS: [usize; 3] = [4, 8, 16];
+const GROUPS: [usize; 3] = [4, 8, 16];
 
 /// Most rows of x that the kernel takes.
 pub(super) const MAX_ROWS: usize = 8 * GROUPS[GROUPS.len() - 1];

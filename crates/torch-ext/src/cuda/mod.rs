@@ -14,6 +14,8 @@
 #[cfg(feature = "cuda")]
 mod activation;
 #[cfg(feature = "cuda")]
+mod ahead;
+#[cfg(feature = "cuda")]
 mod attention;
 #[cfg(feature = "cuda")]
 mod attention_decode;

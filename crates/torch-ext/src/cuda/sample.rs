@@ -41,6 +41,8 @@ pub(crate) static SCAN: Source = source!("sample_scan", TYPES);
 pub(crate) static SELECT: Source = source!("sample_select", TYPES);
 pub(crate) static LOGPROBS: Source = source!("sample_logprobs", TYPES);
 pub(crate) static UPDATE: Source = source!("sample_update", &[&["T_FLOAT=1"]]);
+/// What [`UPDATE`] is compiled with: it has no logits.
+pub(super) const UPDATE_DEFINES: &[(&str, i64)] = &[("T_FLOAT", 1)];
 
 /// Sizes that `sample.cuh` has too.
 const THREADS: u32 = 512;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::kernels::{Arg, Kernels, Launch};
-use super::sample::{MAX_VOCAB, UPDATE, torch};
+use super::sample::{MAX_VOCAB, UPDATE, UPDATE_DEFINES, torch};
 use super::stream::Upload;
 use crate::Error;
 
@@ -297,7 +297,7 @@ impl SampleState {
         }
         let upload = self.upload.as_mut().expect("made above");
         upload.send(&ints)?;
-        let function = kernels.function(&UPDATE, "sample_update", &[("T_FLOAT", 1)])?;
+        let function = kernels.function(&UPDATE, "sample_update", UPDATE_DEFINES)?;
         let args = [
             (&upload.device).into(),
             Arg::from(self.vocab_size as i32),
@@ -310,6 +310,12 @@ impl SampleState {
         unsafe { kernels.launch(function, &Launch::new([count as u32, 1, 1], THREADS), &args)? };
         self.changes.clear();
         Ok(())
+    }
+
+    /// Asks for the kernel that [`SampleState::flush`] launches, in a rehearsal.
+    pub fn rehearse(&self, kernels: &Kernels) -> Result<(), Error> {
+        let function = kernels.function(&UPDATE, "sample_update", UPDATE_DEFINES);
+        function.map(|_| ())
     }
 
     /// Allocates rows that were handed out and are not there.

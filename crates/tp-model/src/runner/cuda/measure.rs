@@ -30,8 +30,11 @@ impl CudaRunner {
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, &config)?;
         runner.meet_stages().map_err(options)?;
+        runner.rehearse().map_err(options)?;
         runner.capture_graph(config.max_num_seqs)?;
-        runner.largest_step().map_err(options)?;
+        runner
+            .prompts(config.max_num_batched_tokens)
+            .map_err(options)?;
         // A rank that hangs before this keeps the others waiting here.
         let waits = runner.model.groups().enter();
         torch_ext::cuda::synchronize(device).map_err(options)?;
@@ -57,13 +60,49 @@ impl CudaRunner {
         self.model
     }
 
-    /// A step of as many prompt tokens as there may be, in as few sequences as can hold them,
-    /// whose keys and values all go to one block.
-    fn largest_step(&mut self) -> Result<(), String> {
+    /// Has the kernels compiled that steps of all sizes take, all at a time: before the first of them
+    /// is needed, and none of them while requests wait.
+    fn rehearse(&mut self) -> Result<(), String> {
+        // Where kernels, or the plans for them, change with the number of rows or tokens.
+        const ROWS: [usize; 9] = [1, 2, 4, 8, 16, 24, 40, 72, 136];
+        const TOKENS: [usize; 6] = [2, 12, 24, 100, 600, 2_100];
+        let kernels = self.kernels.clone();
+        kernels.rehearse(|| {
+            let (most_rows, most) = (self.config.max_num_seqs, self.config.max_num_batched_tokens);
+            let fewer = ROWS.into_iter().filter(|rows| *rows < most_rows);
+            for rows in fewer.chain([most_rows]) {
+                self.padding(rows)?;
+                let output = self.decode(rows, &self.decode_batch(rows))?;
+                let t = &self.tensors;
+                let [slots, positions] =
+                    [&t.row_slots, &t.row_ends].map(|all| all.narrow(0, 0, rows as i64));
+                if let (Some(sampler), Some(logits)) = (&self.sampler, &output) {
+                    let asked = sampler.rehearse(logits, &slots, &positions);
+                    asked.map_err(|e| e.to_string())?;
+                }
+            }
+            for tokens in TOKENS.into_iter().filter(|tokens| *tokens < most) {
+                self.prompts(tokens)?;
+            }
+            self.prompts(most)?;
+            self.copy_blocks(&[(0, 1)])
+        })
+    }
+
+    /// Rows of padding, as [`CudaRunner::decode`] reads them.
+    fn padding(&mut self, rows: usize) -> Result<(), String> {
+        self.ints.clear();
+        self.ints.pad(rows);
+        self.send_rows()?;
+        self.prepare(rows)
+    }
+
+    /// A step of so many prompt tokens, in as few sequences as can hold them, whose keys and values all
+    /// go to one block.
+    fn prompts(&mut self, mut left: usize) -> Result<(), String> {
         let slots = self.config.max_num_seqs;
         self.ints.clear();
         let _ = self.tables.fill_(1);
-        let mut left = self.config.max_num_batched_tokens;
         self.ints.tokens.resize(left, 0);
         // One that decodes beside the prompts, if these find room in the other slots: a step of both
         // takes kernels that neither takes alone, and they are to be compiled before requests come.
@@ -108,10 +147,7 @@ impl CudaRunner {
     /// Captures the decode step of `size` rows.
     pub(super) fn capture_graph(&mut self, size: usize) -> Result<(), ModelError> {
         // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
-        self.ints.clear();
-        self.ints.pad(size);
-        self.send_rows().map_err(options)?;
-        self.prepare(size).map_err(options)?;
+        self.padding(size).map_err(options)?;
         let batch = self.decode_batch(size);
         drop(self.decode(size, &batch).map_err(options)?);
         let (graph, output) =

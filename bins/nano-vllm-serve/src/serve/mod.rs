@@ -207,7 +207,7 @@ async fn serve(
     tracing::info!(%address, "ready");
 
     let died = tokio::select! {
-        () = signals.end(tls.as_deref()) => None,
+        () = signals.end(tls.as_ref()) => None,
         cause = app.engine.stopped() => Some(cause),
     };
     // Without its engine the process ends, too, for whoever watches over it to start another one.
@@ -263,13 +263,15 @@ impl Signals {
     }
 
     /// Waits for SIGTERM or SIGINT.
-    async fn end(&mut self, tls: Option<&Tls>) {
+    async fn end(&mut self, tls: Option<&Arc<Tls>>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => if let Some(tls) = tls {
-                    tls.reload();
+                _ = self.hangup.recv() => if let Some(tls) = tls.cloned() {
+                    // A slow disk must hold up neither this thread, which accepts connections, nor
+                    // the next signal.
+                    tokio::task::spawn_blocking(move || tls.reload());
                 },
             }
         }

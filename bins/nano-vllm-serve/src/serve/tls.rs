@@ -1,7 +1,7 @@
 //! HTTPS, with certificates that can be renewed without a restart.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -22,6 +22,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub struct Tls {
     files: Files,
     config: RwLock<Arc<ServerConfig>>,
+    /// One reading at a time: else a slow one could undo a later one.
+    reading: Mutex<()>,
     /// The files before they were first read: what has changed since then is to be read again,
     /// even if a model was loaded in between.
     first: Changed,
@@ -55,12 +57,15 @@ impl Tls {
         Ok(Some(Self {
             first: files.changed(),
             config: RwLock::new(files.read()?),
+            reading: Mutex::default(),
             files,
         }))
     }
 
-    /// Reads all files again; after an error what was read before stays. The log has either.
+    /// Reads all files again; after an error what was read before stays. The log has either. Waits
+    /// for the disk: not for threads that answer.
     pub fn reload(&self) {
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         match self.files.read() {
             Ok(config) => {
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
@@ -177,26 +182,9 @@ mod tests {
         serve: ServeArgs,
     }
 
-    /// Of nobody: made for this test.
-    const KEY: &str = "\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgRVF7AMdHDrTJgDua
-sgHYNZs/IgZKN3JL+FWhfQXaX/KhRANCAARC5kqoyHIF+RoQUbIV/Pj2kIXwPCU8
-PekRlUFIJGauQ3UygGThOZdFE4efy48AdgpgKUrzVTLZg1aRoZdyKC68
------END PRIVATE KEY-----
-";
-    const CERTIFICATE: &str = "\
------BEGIN CERTIFICATE-----
-MIIBfDCCASOgAwIBAgIUXmrXpVW5OhbqywtqVc81hij7134wCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MB4XDTI2MTEyODA5NTEyOVoXDTM2MTEyNTA5
-NTEyOVowFDESMBAGA1UEAwwJbG9jYWxob3N0MFkwEwYHKoZIzj0CAQYIKoZIzj0D
-AQcDQgAEQuZKqMhyBfkaEFGyFfz49pCF8DwlPD3pEZVBSCRmrkN1MoBk4TmXRROH
-n8uPAHYKYClK81Uy2YNWkaGXciguvKNTMFEwHQYDVR0OBBYEFNXV+3WZclxlFykM
-qlFbSTPyx0FHMB8GA1UdIwQYMBaAFNXV+3WZclxlFykMqlFbSTPyx0FHMA8GA1Ud
-EwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgdla01/lc8LVgnlDw7XHd8GG+
-nxxLydUwvxhR4Oo90AQCIA3FSxZgkM3j+IlsqD0C0D6RJBenAvq5GGZejsty2hFo
------END CERTIFICATE-----
-";
+    /// Of nobody: made for tests.
+    const KEY: &str = include_str!("../../tests/data/localhost.key");
+    const CERTIFICATE: &str = include_str!("../../tests/data/localhost.pem");
 
     #[test]
     fn a_change_while_the_model_loads_is_seen() {

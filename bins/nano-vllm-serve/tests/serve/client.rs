@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -329,6 +330,11 @@ impl Iterator for Events {
         }
         Some(serde_json::from_str(&data).unwrap())
     }
+}
+
+/// A path of this run's own, in a folder that is there.
+pub fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("nano-vllm-{}-{name}", std::process::id()))
 }
 
 /// A greedy completion of `max_tokens` tokens, whatever they are.

@@ -2,19 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, command, endless, request};
+use crate::client::{Server, command, endless, request, scratch};
 
 const PATH: &str = "/v1/completions";
-
-/// A path of this test's own, in a folder that is there.
-fn scratch(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("nano-vllm-{}-{name}", std::process::id()))
-}
 
 /// Starts a server on a socket, and waits until it serves.
 fn on_socket(path: &Path) -> Child {

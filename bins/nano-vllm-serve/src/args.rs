@@ -16,10 +16,10 @@ use crate::sizes::{parse_count, parse_size};
 pub struct EngineArgs {
     /// A folder in Hugging Face format, or a hub id such as Qwen/Qwen3-0.6B. Without it: the
     /// built-in demo model.
-    #[arg(long)]
+    #[arg(long, group = "named")]
     pub model: Option<String>,
     /// Revision of a hub id.
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "named")]
     pub revision: Option<String>,
     /// Name of the model in requests and answers; may be given several times.
     #[arg(long, num_args = 1..)]

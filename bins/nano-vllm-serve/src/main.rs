@@ -20,7 +20,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser, Debug)]
-#[command(version, about, propagate_version = true)]
+// Of a flag that is there twice the last one counts, as in vLLM.
+#[command(version, about, propagate_version = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

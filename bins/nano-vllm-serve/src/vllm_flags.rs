@@ -53,10 +53,11 @@ fn spelled(arg: &str) -> Option<String> {
 }
 
 /// `args`, spelled, without vLLM's flags that ask for what is so anyway. An error for those that ask
-/// for something else. `--no-X` takes back an `--X` before it.
+/// for something else. Of an `--X` and a `--no-X` the last one counts.
 pub fn settle(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     let cli = crate::Cli::command();
     let mut rest = Vec::with_capacity(args.len());
+    let mut refused = Vec::new();
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy().into_owned();
@@ -71,8 +72,9 @@ pub fn settle(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
                 None if row.fine.is_empty() || row.fine.contains(&"") => String::new(),
                 None => args.next().unwrap_or_default().to_string_lossy().into(),
             };
+            refused.retain(|(flag, _)| flag != name);
             if !row.fine.contains(&value.as_str()) {
-                bail!("{}", refusal(name, row));
+                refused.push((name.to_owned(), refusal(name, row)));
             }
             off = (name == "--disable-log-requests").then(|| "--enable-log-requests".to_owned());
         } else if ours(&cli, name).is_some() {
@@ -80,16 +82,21 @@ pub fn settle(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
         } else {
             let no = text.strip_prefix("--no-").map(|x| format!("--{x}"));
             off = no.filter(|flag| is_switch(&cli, flag));
-            match off.as_deref().map(find) {
-                // Not to have what is always there.
-                Some(Some(row)) if row.fine.contains(&"") => bail!("{}", refusal(name, row)),
-                Some(_) => {}
-                None => rest.push(arg),
+            if off.is_none() {
+                rest.push(arg);
             }
         }
         if let Some(off) = off {
             rest.retain(|arg| name_of(&arg.to_string_lossy()) != off);
+            refused.retain(|(flag, _)| *flag != off);
+            if let Some(row) = find(&off).filter(|row| row.fine.contains(&"")) {
+                // Not to have what is always there.
+                refused.push((off, refusal(name, row)));
+            }
         }
+    }
+    if let Some((_, message)) = refused.into_iter().next() {
+        bail!(message);
     }
     rest.extend(args);
     Ok(rest)
@@ -271,6 +278,40 @@ mod tests {
         }
         let error = settled(&["serve", "--no-scheduler-reserve-full-isl"]).unwrap_err();
         assert!(error.to_string().contains("blocks for all"), "{error}");
+    }
+
+    #[test]
+    fn the_last_of_a_pair_counts_for_every_flag_of_the_table() {
+        let cli = crate::Cli::command();
+        let flags = TABLE.iter().flat_map(|row| row.flags);
+        let mut seen = 0;
+        for flag in flags.filter(|flag| is_switch(&cli, flag)) {
+            let on = flag.to_string();
+            let off = flag.replacen("--", "--no-", 1);
+            for (first, last) in [(&on, &off), (&off, &on)] {
+                let last_alone = settled(&["serve", last, "x"]).map_err(|e| e.to_string());
+                let both = settled(&["serve", first, "x", last]).map_err(|e| e.to_string());
+                assert_eq!(both, last_alone, "{first} {last}");
+                let thrice = settled(&["serve", last, first, last, "x"]);
+                assert_eq!(thrice.map_err(|e| e.to_string()), last_alone, "{last}");
+            }
+            let both = [&on, &off].map(|flag| settled(&["serve", flag]).is_ok());
+            assert_ne!(both[0], both[1], "{flag}: one form asks for what is so");
+            seen += 1;
+        }
+        assert!(seen > SWITCHES.len(), "{seen}");
+        // So do values, and the first of several refused ones is named.
+        let line = ["serve", "--quantization", "fp8", "--quantization", "none"];
+        assert_eq!(settled(&line).unwrap(), ["serve"]);
+        let line = [
+            "serve",
+            "--grpc",
+            "--enable-lora",
+            "--headless",
+            "--no-grpc",
+        ];
+        let error = settled(&line).unwrap_err().to_string();
+        assert!(error.starts_with("--enable-lora "), "{error}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::sizes::{parse_count, parse_size};
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// The model; same as --model.
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    #[arg(value_name = "MODEL", group = "named")]
     pub model_tag: Option<String>,
     #[command(flatten)]
     pub engine: EngineArgs,

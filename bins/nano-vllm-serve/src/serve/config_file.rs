@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use clap::CommandFactory;
 use serde_yaml_ng::Value;
 
-use crate::vllm_flags::subject;
+use crate::vllm_flags::{settle, subject};
 
 /// `args` with the flags of the file that `--config` names, if it names one. A flag that is on the
 /// command line too is left out of the file's.
@@ -29,20 +30,40 @@ pub fn expand(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     };
     let source = std::fs::read_to_string(Path::new(&file))
         .with_context(|| format!("cannot read --config {file}"))?;
-    let flags = flags(&source, &text).with_context(|| format!("--config {file}"))?;
+    let mut given: Vec<String> = text.iter().map(|arg| subject(arg)).collect();
+    if has_model(&args) {
+        given.push(MODEL.to_owned());
+    }
+    let flags = flags(&source, &given).with_context(|| format!("--config {file}"))?;
     let mut all: Vec<OsString> = args[..2].to_vec();
     all.extend(flags.into_iter().map(OsString::from));
     all.extend(args[2..].iter().cloned());
     Ok(all)
 }
 
-fn flags(source: &str, command_line: &[String]) -> anyhow::Result<Vec<String>> {
+const MODEL: &str = "--model";
+
+/// Whether the command line names a model without a flag, which clap alone can tell from a flag's
+/// value. What is wrong with the line is said once the file's flags are in it.
+fn has_model(args: &[OsString]) -> bool {
+    let Ok(args) = settle(args.to_vec()) else {
+        return false;
+    };
+    let cli = crate::Cli::command().ignore_errors(true);
+    let line = cli.try_get_matches_from(args);
+    line.is_ok_and(|line| match line.subcommand_matches("serve") {
+        Some(serve) => serve.contains_id("model_tag"),
+        None => false,
+    })
+}
+
+/// The flags of a file, but for those whose [`subject`] is `given`.
+fn flags(source: &str, given: &[String]) -> anyhow::Result<Vec<String>> {
     let mapping = match serde_yaml_ng::from_str(source).context("is not YAML")? {
         Value::Null => return Ok(Vec::new()),
         Value::Mapping(mapping) => mapping,
         _ => bail!("must hold `flag: value` lines"),
     };
-    let given: Vec<String> = command_line.iter().map(|arg| subject(arg)).collect();
     let mut flags = Vec::new();
     for (key, value) in mapping {
         let Value::String(key) = key else {
@@ -89,8 +110,8 @@ mod tests {
     use super::*;
 
     fn read(source: &str, command_line: &str) -> anyhow::Result<Vec<String>> {
-        let line: Vec<String> = command_line.split(' ').map(String::from).collect();
-        flags(source, &line)
+        let given: Vec<String> = command_line.split(' ').map(subject).collect();
+        flags(source, &given)
     }
 
     #[test]
@@ -132,5 +153,44 @@ mod tests {
         ] {
             assert!(read(source, line).unwrap().is_empty(), "{source}");
         }
+    }
+    #[test]
+    fn a_model_of_the_command_line_wins_over_the_file_s() {
+        use clap::Parser;
+
+        let file = std::env::temp_dir().join(format!("nano-vllm-model-{}", std::process::id()));
+        std::fs::write(&file, "model: theirs\nrevision: r\nseed: 3\n").unwrap();
+        let file = file.to_str().unwrap();
+        let parsed = |line: &str| {
+            let line = line.replace("FILE", file);
+            let line = line.split(' ').map(OsString::from).collect();
+            let line = expand(crate::vllm_flags::spell(line)).and_then(settle)?;
+            match crate::Cli::try_parse_from(line)?.command {
+                crate::Command::Serve(args) => Ok::<_, anyhow::Error>(args),
+                _ => panic!("not serve"),
+            }
+        };
+        for (line, model) in [
+            ("x serve --config FILE", "theirs"),
+            ("x serve ours --config FILE", "ours"),
+            ("x serve --config FILE ours", "ours"),
+            ("x serve --model ours --config FILE", "ours"),
+            ("x serve --config=FILE --model=ours", "ours"),
+            // Values are no models, whether they belong to our flags or to vLLM's.
+            ("x serve --host h --config FILE", "theirs"),
+            ("x serve --served-model-name a b --config FILE", "theirs"),
+            ("x serve --max-log-len 0 --config FILE", "theirs"),
+            ("x serve --max-log-len 0 --config FILE -- ours", "ours"),
+        ] {
+            let args = parsed(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            let (tag, flag) = (args.model_tag, args.engine.model);
+            assert!(tag.is_none() || flag.is_none(), "{line}");
+            assert_eq!(tag.or(flag).as_deref(), Some(model), "{line}");
+            assert_eq!(args.engine.revision.as_deref(), Some("r"), "{line}");
+            assert_eq!(args.engine.seed, 3, "{line}");
+        }
+        // On the command line they are one thing said twice.
+        assert!(parsed("x serve ours --model ours --config FILE").is_err());
+        std::fs::remove_file(file).unwrap();
     }
 }

@@ -127,6 +127,12 @@ impl Tokenizer {
         }
     }
 
+    /// One token as it stands in the vocabulary (`Ġthe`, `▁the`, `<0xC3>`); `None` for an id without a
+    /// token.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// As [`Tokenizer::token_bytes`]; `None` if a token's bytes depend on the tokens around it.
     pub(crate) fn exact_bytes(&self, id: u32) -> Option<Vec<u8>> {
         self.plan.piece(&self.inner, id, false)

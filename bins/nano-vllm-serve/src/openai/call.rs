@@ -1,11 +1,11 @@
 //! From a request body to requests for the engine.
 
-use engine::chat_template::ChatInput;
 use engine::{Frontend, GenerateRequest, Prompt, StructuredOutputs};
 use sampler::SamplingParams;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::fields::read;
+use super::chat::take_chat_input;
+use super::fields::{read, shorten_text};
 use super::forced::Forced;
 use super::parts::Parsers;
 use super::sampling::take_sampling;
@@ -17,15 +17,6 @@ const MAX_PROMPTS: usize = 1024;
 
 /// Most choices of one request: prompts times `n`.
 const MAX_CHOICES: usize = 1024;
-
-/// Fields of vLLM's chats that may only be null.
-pub const NOT_SUPPORTED_IN_CHATS: &[&str] = &[
-    "reasoning_effort",
-    "chat_template",
-    "return_prompt_text",
-    "mm_processor_kwargs",
-    "media_io_kwargs",
-];
 
 /// Behind it a model that reasons begins its answer.
 const END_OF_REASONING: &str = "</think>";
@@ -87,7 +78,7 @@ impl ModelNames {
             Some(name) if self.0.contains(&name) => Ok(name),
             Some(name) => Err(ApiError::not_found(
                 Some("model"),
-                format!("The model `{name}` does not exist."),
+                format!("The model `{}` does not exist.", shorten_text(&name)),
             )),
         }
     }
@@ -143,11 +134,11 @@ impl Call {
         let stream = match dialect {
             Dialect::Batch => {
                 f.refuse_unless("stream", &[json!(false)], " here")?;
+                f.refuse_unless("stream_options", &[json!({})], " here")?;
                 None
             }
             Dialect::Http(_) => take_stream(&mut f)?,
         };
-        f.refuse_unless("stream_options", &[], " without stream")?;
         let mut defaults = frontend.default_sampling_params();
         if endpoint == Endpoint::Chat && defaults.max_tokens == SamplingParams::default().max_tokens
         {
@@ -155,7 +146,7 @@ impl Call {
         }
         let params = take_sampling(&mut f, &defaults)?;
         if stream.is_some() && params.prompt_logprobs.is_some_and(|count| count != 0) {
-            return Err(ApiError::bad_value(
+            return Err(ApiError::bad_form(
                 "prompt_logprobs",
                 "prompt_logprobs is not available with stream = true",
             ));
@@ -238,7 +229,7 @@ impl Call {
             (true, top) => Some(top.unwrap_or(0)),
             (false, None | Some(0)) => None,
             (false, Some(_)) => {
-                return Err(ApiError::bad_value(
+                return Err(ApiError::bad_form(
                     "top_logprobs",
                     "top_logprobs needs logprobs = true",
                 ));
@@ -249,22 +240,7 @@ impl Call {
             structured.after = Some(END_OF_REASONING.to_owned());
         }
         f.refuse_unless("include_reasoning", &[json!(true)], "")?;
-        for name in NOT_SUPPORTED_IN_CHATS {
-            f.refuse_unless(name, &[], "")?;
-        }
-        let messages: Vec<Value> = f
-            .take_as("messages", "a list of messages")?
-            .ok_or_else(|| ApiError::bad_value("messages", "messages is missing"))?;
-        self.prompts = vec![Prompt::Chat(ChatInput {
-            messages,
-            tools,
-            documents: f.take_as("documents", "a list of objects")?,
-            template_kwargs: f
-                .take_as::<Map<String, Value>>("chat_template_kwargs", "an object")?
-                .unwrap_or_default(),
-            add_generation_prompt: f.take_as("add_generation_prompt", "true or false")?,
-            continue_final_message: f.take_bool("continue_final_message", false)?,
-        })];
+        self.prompts = vec![Prompt::Chat(take_chat_input(f, tools)?)];
         Ok(())
     }
 
@@ -282,14 +258,11 @@ impl Call {
             return match choice {
                 None => Ok(None),
                 Some(choice) if choice == "none" || choice == "auto" => Ok(None),
-                Some(_) => Err(ApiError::bad_value(
-                    "tool_choice",
-                    "tool_choice needs tools",
-                )),
+                Some(_) => Err(ApiError::bad_form("tool_choice", "tool_choice needs tools")),
             };
         };
         let wrong = || {
-            ApiError::bad_value(
+            ApiError::bad_form(
                 "tools",
                 "tools must be a list of {\"type\": \"function\", \"function\": {\"name\": …}}, \
                  and not empty",
@@ -337,7 +310,7 @@ impl Call {
                 "tool_choice must be \"none\", \"auto\", \"required\" or {{\"type\": \"function\", \
                  \"function\": {{\"name\": …}}}} of one of the tools{what}"
             );
-            ApiError::bad_value("tool_choice", message)
+            ApiError::bad_form("tool_choice", message)
         };
         if let Some(other) = &self.structured {
             let message = format!("a forced call leaves nothing for {} to say", other.param);
@@ -377,12 +350,15 @@ impl Call {
 }
 
 fn take_stream(f: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
-    if !f.take_bool("stream", false)? {
-        return Ok(None);
-    }
-    let Some(options) = f.take("stream_options") else {
-        return Ok(Some(StreamOptions::default()));
+    let stream = f.take_bool("stream", false)?;
+    let options = f.take("stream_options").filter(|o| *o != json!({}));
+    let Some(options) = options else {
+        return Ok(stream.then(StreamOptions::default));
     };
+    if !stream {
+        let message = "stream_options needs stream = true";
+        return Err(ApiError::bad_form("stream_options", message));
+    }
     let mut options = Fields::new(options, "stream_options").map_err(|error| ApiError {
         param: Some("stream_options".to_owned()),
         ..error
@@ -394,7 +370,7 @@ fn take_stream(f: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
 }
 
 fn take_prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    let error = |what: &str| ApiError::bad_value("prompt", format!("prompt {what}"));
+    let error = |what: &str| ApiError::bad_form("prompt", format!("prompt {what}"));
     let value = f.take("prompt").ok_or_else(|| error("is missing"))?;
     let prompts = match value {
         Value::String(text) => vec![Prompt::Text(text)],
@@ -428,5 +404,5 @@ fn take_prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
 fn token_ids(value: Value) -> Result<Prompt, ApiError> {
     read(value)
         .map(Prompt::TokenIds)
-        .map_err(|_| ApiError::bad_value("prompt", "prompt holds a list that is not of token ids"))
+        .map_err(|_| ApiError::bad_form("prompt", "prompt holds a list that is not of token ids"))
 }

@@ -37,6 +37,14 @@ impl ApiError {
         }
     }
 
+    /// 400: a parameter does not have the form it must have, such as a text where a number belongs.
+    pub fn bad_form(param: &str, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.to_owned()),
+            ..Self::malformed(message)
+        }
+    }
+
     /// 404: a model or route that is not served.
     pub fn not_found(param: Option<&str>, message: impl Into<String>) -> Self {
         Self {

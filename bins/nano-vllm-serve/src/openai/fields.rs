@@ -21,6 +21,11 @@ impl Fields {
         }
     }
 
+    /// Whether a field is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|v| !v.is_null())
+    }
+
     /// Takes a field as it is.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|v| !v.is_null())
@@ -40,7 +45,7 @@ impl Fields {
             Err(value) => {
                 let found = shorten(&value);
                 let message = format!("{name} must be {expected}, found {found}");
-                Err(ApiError::bad_value(name, message))
+                Err(ApiError::bad_form(name, message))
             }
         }
     }

@@ -61,13 +61,10 @@ pub fn response(
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
         },
     });
+    // Clients of vLLM read fields that were not asked for, too, and find null.
     if call.endpoint == Endpoint::Chat {
-        if call.params.prompt_logprobs.is_some() {
-            body["prompt_logprobs"] = prompt_logprobs(&outputs[0], &names);
-        }
-        if call.return_token_ids {
-            body["prompt_token_ids"] = json!(outputs[0].prompt_token_ids);
-        }
+        body["prompt_logprobs"] = prompt_logprobs(&outputs[0], &names);
+        body["prompt_token_ids"] = prompt_token_ids(call, &outputs[0]);
     }
     body
 }
@@ -91,12 +88,8 @@ fn completion_choice(
     if let Some(entries) = &sequence.logprobs {
         choice["logprobs"] = completion_logprobs(call, output, entries, call.echo, 0, names);
     }
-    if call.params.prompt_logprobs.is_some() {
-        choice["prompt_logprobs"] = prompt_logprobs(output, names);
-    }
-    if call.return_token_ids {
-        choice["prompt_token_ids"] = json!(output.prompt_token_ids);
-    }
+    choice["prompt_logprobs"] = prompt_logprobs(output, names);
+    choice["prompt_token_ids"] = prompt_token_ids(call, output);
     finish(call, sequence, choice)
 }
 
@@ -156,12 +149,11 @@ fn chat_choice(
 ) -> Value {
     let mut splitter = Splitter::new(call.parsers, call.forced.as_ref());
     let parts = splitter.push(&sequence.text, true);
-    let mut message = json!({"role": "assistant", "content": parts.content});
-    if call.parsers.reasoning.is_some() {
-        message["reasoning"] = match parts.reasoning.is_empty() {
-            true => Value::Null,
-            false => json!(parts.reasoning),
-        };
+    let mut message = json!({
+        "role": "assistant", "content": parts.content, "refusal": null, "reasoning": null,
+    });
+    if !parts.reasoning.is_empty() {
+        message["reasoning"] = json!(parts.reasoning);
     }
     let called = !parts.calls.is_empty();
     if called {
@@ -184,18 +176,24 @@ fn chat_choice(
 
 /// What both kinds of choice end with.
 fn finish(call: &Call, sequence: &CompletionOutput, mut choice: Value) -> Value {
-    if call.return_token_ids {
-        choice["token_ids"] = match call.score_only {
-            true => json!([]),
-            false => json!(sequence.token_ids),
-        };
-    }
+    choice["token_ids"] = match (call.return_token_ids, call.score_only) {
+        (false, _) => Value::Null,
+        (true, true) => json!([]),
+        (true, false) => json!(sequence.token_ids),
+    };
     choice["finish_reason"] = match call.score_only {
         true => json!("length"),
         false => json!(sequence.finish_reason().map(|r| r.as_str())),
     };
     choice["stop_reason"] = sequence.finish.as_ref().map_or(Value::Null, stop_reason);
     choice
+}
+
+fn prompt_token_ids(call: &Call, output: &RequestOutput) -> Value {
+    match call.return_token_ids {
+        true => json!(output.prompt_token_ids),
+        false => Value::Null,
+    }
 }
 
 fn prompt_logprobs(output: &RequestOutput, names: &TokenNames<'_>) -> Value {

@@ -93,11 +93,11 @@ fn take_stop(value: Value) -> Result<Vec<String>, ApiError> {
     let stop = match value {
         Value::String(one) => vec![one],
         list => serde_json::from_value::<Vec<String>>(list).map_err(|_| {
-            ApiError::bad_value("stop", "stop must be a string or a list of strings")
+            ApiError::bad_form("stop", "stop must be a string or a list of strings")
         })?,
     };
     if stop.len() > MAX_STOP_STRINGS {
-        return Err(ApiError::bad_value(
+        return Err(ApiError::bad_form(
             "stop",
             format!(
                 "stop may hold at most {MAX_STOP_STRINGS} strings, got {}",
@@ -109,7 +109,7 @@ fn take_stop(value: Value) -> Result<Vec<String>, ApiError> {
 }
 
 fn take_logit_bias(value: Value) -> Result<BTreeMap<u32, f32>, ApiError> {
-    let error = |what: String| ApiError::bad_value("logit_bias", what);
+    let error = |what: String| ApiError::bad_form("logit_bias", what);
     let map: BTreeMap<String, f32> = serde_json::from_value(value)
         .map_err(|_| error("logit_bias must map token ids to numbers".into()))?;
     map.into_iter()

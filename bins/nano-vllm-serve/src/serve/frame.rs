@@ -126,6 +126,11 @@ impl Frames {
         }
         into.extend_from_slice(self.head.as_bytes());
         into.extend_from_slice(body.to_string().as_bytes());
+        // The token that has come is in the next chunk.
+        let usage = usage.map(|usage| Usage {
+            completion_tokens: 0,
+            ..usage
+        });
         let extra = (call.return_token_ids && self.endpoint == Endpoint::Chat)
             .then(|| format!(r#","prompt_token_ids":{}"#, json!(output.prompt_token_ids)));
         end(into, usage, extra.as_deref());

@@ -16,6 +16,7 @@ use super::errors::{json_response, shutting_down};
 use super::generation::{Generation, Origin};
 use super::lifecycle::Phase;
 use super::metrics::Rejection;
+use super::orca::{self, LoadFormat};
 use super::routes::{RequestId, is_plain_id};
 use super::sse::Events;
 use super::state::App;
@@ -81,6 +82,7 @@ async fn try_answer(
         .tracer
         .as_ref()
         .and_then(|_| Parent::of(request.headers()));
+    let load = LoadFormat::of(request.headers());
     let bytes = body::read(&app, request).await?;
     let origin = Origin {
         tenant,
@@ -112,8 +114,8 @@ async fn try_answer(
         id,
         mut generation,
     } = started?;
-    let ignored = ignored_fields(&call);
-    let mut response = if call.stream.is_some() {
+    let ignored = ignored_fields(&call.ignored);
+    let response = if call.stream.is_some() {
         Events::new(app, call, &id, now(), generation).into_response()
     } else {
         let created = now();
@@ -127,12 +129,13 @@ async fn try_answer(
             body["usage"]["prompt_tokens_details"] = Value::Null;
         }
         body["system_fingerprint"] = app.fingerprint().into();
-        json_response(StatusCode::OK, &body)
+        let mut response = json_response(StatusCode::OK, &body);
+        if let Some(load) = load.and_then(|format| format.header(&app.metrics)) {
+            response.headers_mut().insert(orca::LOAD, load);
+        }
+        response
     };
-    if let Some(ignored) = ignored {
-        response.headers_mut().insert("x-ignored-fields", ignored);
-    }
-    Ok(response)
+    Ok(with_ignored(response, ignored))
 }
 
 /// Does `work` at once, or on another thread if it is `heavy`.
@@ -215,13 +218,21 @@ fn check_tokens(
 
 /// Fields that had no effect are named in the answer and in the log: a misspelt parameter must not
 /// go unnoticed.
-fn ignored_fields(call: &Call) -> Option<HeaderValue> {
-    if call.ignored.is_empty() {
+pub fn ignored_fields(names: &[String]) -> Option<HeaderValue> {
+    if names.is_empty() {
         return None;
     }
-    let list = call.ignored[..call.ignored.len().min(10)].join(", ");
+    let list = names[..names.len().min(10)].join(", ");
     tracing::warn!("ignored unknown fields: {list}");
     HeaderValue::from_str(&list).ok()
+}
+
+/// The answer, with their names if there are any.
+pub fn with_ignored(mut response: Response, ignored: Option<HeaderValue>) -> Response {
+    if let Some(ignored) = ignored {
+        response.headers_mut().insert("x-ignored-fields", ignored);
+    }
+    response
 }
 
 #[cfg(test)]

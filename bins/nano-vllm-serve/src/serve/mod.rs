@@ -21,6 +21,7 @@ mod live;
 mod metrics;
 mod net;
 mod openapi;
+mod orca;
 mod routes;
 mod sse;
 mod state;

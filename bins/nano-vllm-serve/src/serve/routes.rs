@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::header::{ACCEPT, CONNECTION, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 use super::auth::TenantId;
 use super::errors::{json_response, unauthorized};
 use super::lifecycle::Phase;
+use super::metrics::classic;
 use super::openapi::{About, document};
 use super::state::App;
 use super::{cors, generate, live, text};
-use crate::openai::ApiError;
+use crate::openai::{ApiError, shorten_text};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -161,10 +162,7 @@ async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Respons
         true => json_response(StatusCode::OK, &card(&app, &name)),
         false => ApiError::not_found(
             Some("model"),
-            format!(
-                "The model `{}` does not exist.",
-                crate::openai::shorten_text(&name)
-            ),
+            format!("The model `{}` does not exist.", shorten_text(&name)),
         )
         .into_response(),
     }
@@ -230,13 +228,17 @@ async fn load(State(app): State<Arc<App>>) -> Response {
     )
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    (
-        [(
-            CONTENT_TYPE,
+/// In OpenMetrics' format for scrapers that know it, as Prometheus does.
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let text = app.metrics.text();
+    let accepted = headers.get_all(ACCEPT).into_iter();
+    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
+    let (media, text) = match accepted.any(|value| value.contains("application/openmetrics-text")) {
+        true => (
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        )],
-        app.metrics.text(),
-    )
-        .into_response()
+            text,
+        ),
+        false => (classic::MEDIA, classic::from_openmetrics(&text)),
+    };
+    ([(CONTENT_TYPE, media)], text).into_response()
 }

@@ -10,7 +10,7 @@ use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use engine::{OutputDelta, Prompt};
+use engine::{OutputDelta, Prompt, RequestOutput};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep};
 
@@ -117,13 +117,13 @@ impl Events {
             let Some(delta) = pending[choice].take_if(due) else {
                 return pending[choice].is_some();
             };
-            let usage = options
-                .continuous_usage_stats
-                .then(|| usage(call, generation, Some(choice / n)));
+            let output = generation.output(choice / n);
+            let usage = (options.include_usage && options.continuous_usage_stats)
+                .then(|| usage_of_choice(call, output, choice % n));
             let from = Source {
                 call,
                 names: &names,
-                output: generation.output(choice / n),
+                output,
                 usage,
             };
             if !std::mem::replace(&mut begun[choice], true) {
@@ -142,7 +142,7 @@ impl Events {
         if let Some(error) = error {
             frame::error(&mut self.buffer, error);
         } else if self.call.stream.unwrap_or_default().include_usage {
-            let mut usage = usage(&self.call, &self.generation, None);
+            let mut usage = usage(&self.call, &self.generation);
             if self.app.server.enable_prompt_tokens_details {
                 let cached = |at| self.generation.output(at).metrics.num_cached_tokens;
                 usage.cached_tokens = Some((0..self.generation.len()).map(cached).sum());
@@ -154,28 +154,34 @@ impl Events {
     }
 }
 
-/// Tokens of one prompt and its choices, or of all.
-fn usage(call: &Call, generation: &Generation, prompt: Option<usize>) -> Usage {
+/// Tokens of all prompts and their choices.
+fn usage(call: &Call, generation: &Generation) -> Usage {
     let mut usage = Usage::default();
     for at in 0..generation.len() {
-        if prompt.is_none_or(|only| only == at) {
-            let output = generation.output(at);
-            usage.prompt_tokens += output.prompt_token_ids.len();
-            if !call.score_only {
-                usage.completion_tokens += completion_tokens(&output.outputs);
-            }
+        let output = generation.output(at);
+        usage.prompt_tokens += output.prompt_token_ids.len();
+        if !call.score_only {
+            usage.completion_tokens += completion_tokens(&output.outputs);
         }
     }
     usage
 }
 
+/// Tokens of a prompt and of one of its choices, so far.
+fn usage_of_choice(call: &Call, output: &RequestOutput, index: usize) -> Usage {
+    let own = output.outputs.iter().find(|o| o.index as usize == index);
+    Usage {
+        prompt_tokens: output.prompt_token_ids.len(),
+        completion_tokens: match own {
+            Some(own) if !call.score_only => own.token_ids.len(),
+            _ => 0,
+        },
+        cached_tokens: None,
+    }
+}
+
 /// The text of one of several prompts.
-fn echo_of(
-    call: &Call,
-    prompt: usize,
-    output: &engine::RequestOutput,
-    names: &TokenNames<'_>,
-) -> String {
+fn echo_of(call: &Call, prompt: usize, output: &RequestOutput, names: &TokenNames<'_>) -> String {
     match &call.prompts[prompt] {
         Prompt::Text(text) => text.clone(),
         _ => echoed(call, output, names),

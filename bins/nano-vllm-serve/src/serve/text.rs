@@ -6,13 +6,13 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use engine::Prompt;
-use engine::chat_template::ChatInput;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::body;
 use super::errors::json_response;
+use super::generate::{ignored_fields, with_ignored};
 use super::state::App;
-use crate::openai::{ApiError, Fields};
+use crate::openai::{ApiError, Fields, take_chat_input};
 
 pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Response {
     blocking(app, request, do_tokenize).await
@@ -26,56 +26,45 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Respon
 async fn blocking(
     app: Arc<App>,
     request: Request,
-    work: fn(&App, Fields) -> Result<Value, ApiError>,
+    work: fn(&App, &mut Fields) -> Result<Value, ApiError>,
 ) -> Response {
     let result = match body::read(&app, request).await {
         Err(error) => Err(error),
         Ok(bytes) => tokio::task::spawn_blocking(move || {
             let mut fields = Fields::new(body::json(&bytes)?, "the body")?;
             app.names.resolve(fields.take_as("model", "a string")?)?;
-            work(&app, fields)
+            let body = work(&app, &mut fields)?;
+            Ok((body, ignored_fields(&fields.unknown())))
         })
         .await
         .unwrap_or_else(|_| Err(ApiError::internal("the request could not be read"))),
     };
     match result {
-        Ok(body) => json_response(StatusCode::OK, &body),
+        Ok((body, ignored)) => with_ignored(json_response(StatusCode::OK, &body), ignored),
         Err(error) => error.into_response(),
     }
 }
 
-fn do_tokenize(app: &App, mut f: Fields) -> Result<Value, ApiError> {
+fn do_tokenize(app: &App, f: &mut Fields) -> Result<Value, ApiError> {
     let special = f.take_as("add_special_tokens", "true or false")?;
     let strings = f.take_bool("return_token_strs", false)?;
     let prompt: Option<String> = f.take_as("prompt", "a string")?;
-    let messages: Option<Vec<Value>> = f.take_as("messages", "a list of messages")?;
-    let mut prompt = match (prompt, messages) {
-        (Some(text), None) => Prompt::Text(text),
-        (None, Some(messages)) => Prompt::Chat(ChatInput {
-            messages,
-            tools: f.take_as("tools", "a list of objects")?,
-            documents: None,
-            template_kwargs: f
-                .take_as::<Map<String, Value>>("chat_template_kwargs", "an object")?
-                .unwrap_or_default(),
-            add_generation_prompt: f.take_as("add_generation_prompt", "true or false")?,
-            continue_final_message: f.take_bool("continue_final_message", false)?,
-        }),
+    let mut prompt = match (prompt, f.has("messages")) {
+        (Some(text), false) => Prompt::Text(text),
+        (None, true) => {
+            let tools = f.take_as("tools", "a list of objects")?;
+            Prompt::Chat(take_chat_input(f, tools)?)
+        }
         _ => {
-            return Err(ApiError::bad_value(
-                "prompt",
-                "either prompt or messages is needed",
-            ));
+            let message = "either prompt or messages is needed";
+            return Err(ApiError::bad_form("prompt", message));
         }
     };
     app.server.complete_template_kwargs(&mut prompt);
     let frontend = app.engine.frontend();
     let tokens = frontend.tokenize(&prompt, special)?;
     let strings = match (strings, frontend.tokenizer()) {
-        (true, Some(tokenizer)) => tokens
-            .iter()
-            .map(|id| String::from_utf8_lossy(&tokenizer.token_bytes(*id)).into_owned())
-            .collect(),
+        (true, Some(tokenizer)) => tokens.iter().map(|id| tokenizer.token(*id)).collect(),
         _ => Value::Null,
     };
     Ok(json!({
@@ -86,10 +75,10 @@ fn do_tokenize(app: &App, mut f: Fields) -> Result<Value, ApiError> {
     }))
 }
 
-fn do_detokenize(app: &App, mut f: Fields) -> Result<Value, ApiError> {
+fn do_detokenize(app: &App, f: &mut Fields) -> Result<Value, ApiError> {
     let tokens: Vec<u32> = f
         .take_as("tokens", "a list of token ids")?
-        .ok_or_else(|| ApiError::bad_value("tokens", "tokens is missing"))?;
+        .ok_or_else(|| ApiError::bad_form("tokens", "tokens is missing"))?;
     let frontend = app.engine.frontend();
     let known = frontend.limits().vocab_size;
     if let Some(bad) = tokens.iter().find(|id| **id as usize >= known) {

@@ -28,7 +28,6 @@ pub fn unsupported() -> Vec<(&'static str, Value)> {
 pub fn unsupported_in_chats() -> Vec<(&'static str, Value)> {
     vec![
         ("include_reasoning", json!(false)),
-        ("reasoning_effort", json!("low")),
         ("chat_template", json!("{{ messages }}")),
         ("return_prompt_text", json!(true)),
         ("mm_processor_kwargs", json!({})),

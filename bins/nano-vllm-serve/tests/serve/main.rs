@@ -5,6 +5,7 @@ mod bad_requests;
 mod certificates;
 mod client;
 mod crashes;
+mod dialect;
 mod dropped;
 mod endpoints;
 mod fairness;

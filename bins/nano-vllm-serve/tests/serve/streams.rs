@@ -198,14 +198,37 @@ fn usage_in_every_chunk_if_asked_for() {
     body["stream"] = json!(true);
     let quiet: Vec<Value> = server.stream(PLAIN, &body).collect();
     assert!(quiet.iter().all(|chunk| chunk.get("usage").is_none()));
+    // As in vLLM, it is of no use alone.
     body["stream_options"] = json!({"continuous_usage_stats": true});
-    let mut last = 0;
-    for chunk in server.stream(PLAIN, &body) {
-        let tokens = chunk["usage"]["completion_tokens"].as_u64().unwrap();
-        assert!(tokens >= last);
-        last = tokens;
+    let quiet: Vec<Value> = server.stream(PLAIN, &body).collect();
+    assert!(quiet.iter().all(|chunk| chunk.get("usage").is_none()));
+
+    body["stream_options"]["include_usage"] = json!(true);
+    body["messages"] = json!([{"role": "user", "content": "a"}]);
+    body["n"] = json!(2);
+    body["temperature"] = json!(1);
+    for path in [PLAIN, "/v1/chat/completions"] {
+        let mut chunks: Vec<Value> = server.stream(path, &body).collect();
+        let tokens = |chunk: &Value| chunk["usage"]["completion_tokens"].as_u64().unwrap();
+        let total = chunks.pop().unwrap();
+        assert_eq!(tokens(&total), 18, "{total}");
+        // Each choice counts its own, from none where a chat says its role.
+        for choice in [0, 1] {
+            let own = chunks.iter().map(|chunk| (&chunk["choices"][0], chunk));
+            let own = own.filter(|(of, _)| of["index"] == choice);
+            let counts: Vec<u64> = own
+                .map(|(of, chunk)| match of["delta"].get("role") {
+                    Some(_) => {
+                        assert_eq!(tokens(chunk), 0, "{chunk}");
+                        0
+                    }
+                    None => tokens(chunk),
+                })
+                .collect();
+            assert!(counts.is_sorted(), "{counts:?}");
+            assert_eq!(counts.last(), Some(&9), "{counts:?}");
+        }
     }
-    assert_eq!(last, 9);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Prometheus metrics under vLLM's names, types and labels.
 
 mod buckets;
+pub mod classic;
 mod register;
 mod tenants;
 
@@ -158,6 +159,14 @@ impl Metrics {
             Rejection::ShuttingDown => "shutting_down",
         };
         self.rejections.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// What routers weigh servers by, with the names that vLLM gives it there.
+    pub fn load(&self) -> [(&'static str, f64); 2] {
+        [
+            ("kv_cache_usage_perc", self.kv_usage.get()),
+            ("num_requests_waiting", self.waiting.get() as f64),
+        ]
     }
 
     /// Everything in OpenMetrics' text format.

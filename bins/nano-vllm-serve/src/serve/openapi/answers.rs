@@ -104,7 +104,7 @@ fn choice(own: Value, required: &str) -> Value {
             "logprobs": {"type": ["object", "null"]},
             "finish_reason": {"enum": ["stop", "length", "abort", "tool_calls"]},
             "stop_reason": {"type": ["string", "integer", "null"]},
-            "token_ids": {"type": "array", "items": count()},
+            "token_ids": {"type": ["array", "null"], "items": count()},
         }),
         &[
             "index",
@@ -139,7 +139,7 @@ fn completion() -> Value {
     let own = json!({
         "text": {"type": "string"},
         "prompt_logprobs": {"type": ["array", "null"]},
-        "prompt_token_ids": {"type": "array", "items": count()},
+        "prompt_token_ids": {"type": ["array", "null"], "items": count()},
     });
     body("text_completion", choice(own, "text"))
 }
@@ -149,6 +149,7 @@ fn chat() -> Value {
         json!({
             "role": {"const": "assistant"},
             "content": {"type": ["string", "null"]},
+            "refusal": {"type": "null"},
             "reasoning": {"type": ["string", "null"]},
             "tool_calls": {"type": "array"},
         }),
@@ -159,6 +160,6 @@ fn chat() -> Value {
         choice(json!({"message": message}), "message"),
     );
     body["properties"]["prompt_logprobs"] = json!({"type": ["array", "null"]});
-    body["properties"]["prompt_token_ids"] = json!({"type": "array", "items": count()});
+    body["properties"]["prompt_token_ids"] = json!({"type": ["array", "null"], "items": count()});
     body
 }

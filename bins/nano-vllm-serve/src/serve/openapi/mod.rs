@@ -95,11 +95,7 @@ pub fn document(about: &About<'_>) -> Value {
         },
     });
     for (path, media, summary) in [
-        (
-            "/metrics",
-            "application/openmetrics-text",
-            "Figures for Prometheus",
-        ),
+        ("/metrics", "text/plain", "Figures for Prometheus"),
         ("/openapi.json", "application/json", "This document"),
         ("/", "text/html", "A page with a chat and the live engine"),
         (
@@ -118,6 +114,8 @@ pub fn document(about: &About<'_>) -> Value {
             "responses": {"200": answer("", media, &schema)},
         });
     }
+    let figures = &mut paths["/metrics"]["get"]["responses"]["200"]["content"];
+    figures["application/openmetrics-text"] = figures["text/plain"].clone();
     for (path, request, response, summary) in POSTS {
         paths[path]["post"] = post(path, request, response, summary);
     }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::About;
+use crate::openai::{EFFORTS, NOT_SUPPORTED_IN_CHATS};
 
 /// `schema`, or null, which counts as absent.
 fn optional(mut schema: Value) -> Value {
@@ -274,6 +275,9 @@ fn chat(about: &About<'_>) -> Value {
         "documents",
         optional(json!({"type": "array", "items": {"type": "object"}})),
     );
+    let efforts = EFFORTS.iter().map(|effort| json!(effort));
+    let efforts: Vec<Value> = efforts.chain([Value::Null]).collect();
+    add("reasoning_effort", json!({"enum": efforts}));
     add("echo", only(&[json!(false)]));
     add("include_reasoning", only(&[json!(true)]));
     let mut choices = vec![json!("none"), json!("required"), Value::Null];
@@ -302,7 +306,7 @@ fn chat(about: &About<'_>) -> Value {
             "type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Tool"},
         })),
     );
-    for name in crate::openai::NOT_SUPPORTED_IN_CHATS {
+    for name in NOT_SUPPORTED_IN_CHATS {
         add(name, only(&[]));
     }
     json!({"type": "object", "required": ["messages"], "properties": fields})
@@ -315,11 +319,13 @@ fn message() -> Value {
     });
     let part = json!({"anyOf": [{"type": "string"}, text]});
     json!({
-        "type": "object", "required": ["role", "content"],
+        "type": "object", "required": ["role"],
         "description": "What else a message holds goes to the model's chat template",
         "properties": {
             "role": {"type": "string"},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]},
+            "content": {
+                "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": part}],
+            },
         },
     })
 }
@@ -344,5 +350,8 @@ fn tokenize(about: &About<'_>) -> Value {
     let mut of_chat = shared("messages", messages);
     of_chat["properties"]["prompt"] = only(&[]);
     of_chat["properties"]["add_generation_prompt"] = flag();
+    for name in NOT_SUPPORTED_IN_CHATS {
+        of_chat["properties"][name] = only(&[]);
+    }
     json!({"anyOf": [of_text, of_chat]})
 }

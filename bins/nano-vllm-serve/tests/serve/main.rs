@@ -2,6 +2,7 @@
 //! over plain sockets.
 
 mod bad_requests;
+mod bench;
 mod certificates;
 mod client;
 mod crashes;

@@ -20,9 +20,21 @@ use connection::{Outcome, Pool};
 /// Arguments of `bench serve`.
 #[derive(Args, Debug)]
 pub struct ServeBenchArgs {
-    /// Where the server is; http only.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    base_url: String,
+    /// Where the server is; http only [default: http://HOST:PORT].
+    #[arg(long, conflicts_with_all = ["host", "port"])]
+    base_url: Option<String>,
+    /// Address of the server.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port of the server.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// What the server speaks; one of vLLM's names for it.
+    #[arg(long, default_value = "openai", value_parser = ["openai", "vllm"])]
+    backend: String,
+    /// What prompts are.
+    #[arg(long, default_value = "random", value_parser = ["random"])]
+    dataset_name: String,
     /// Path that prompts are sent to.
     #[arg(long, default_value = "/v1/completions")]
     endpoint: String,
@@ -47,7 +59,10 @@ pub struct ServeBenchArgs {
     /// Prompts are random token ids below this.
     #[arg(long, default_value = "1000", value_parser = parse_count)]
     random_vocab_size: usize,
-    /// Let answers end at an end-of-sequence token; otherwise they have their full length.
+    /// Answers have their full length (the default).
+    #[arg(long, overrides_with = "no_ignore_eos")]
+    ignore_eos: bool,
+    /// Let answers end at an end-of-sequence token.
     #[arg(long)]
     no_ignore_eos: bool,
     /// Sampling temperature.
@@ -102,11 +117,11 @@ pub fn run(args: &ServeBenchArgs) -> anyhow::Result<()> {
 }
 
 async fn measure(args: &ServeBenchArgs) -> anyhow::Result<(Vec<Outcome>, Duration)> {
-    let pool = Arc::new(Pool::new(
-        &args.base_url,
-        &args.endpoint,
-        args.api_key.as_deref(),
-    )?);
+    let url = match &args.base_url {
+        Some(url) => url.clone(),
+        None => format!("http://{}:{}", args.host, args.port),
+    };
+    let pool = Arc::new(Pool::new(&url, &args.endpoint, args.api_key.as_deref())?);
     let model = match &args.model {
         Some(model) => model.clone(),
         None => pool.first_model().await?,

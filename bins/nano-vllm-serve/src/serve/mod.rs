@@ -77,6 +77,12 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start a thread")?;
+    // From now on SIGHUP ends nothing: one that comes while the model loads is answered after that.
+    // The other signals end a start that takes too long.
+    let hangup = {
+        let _inside = probes.enter();
+        listen(SignalKind::hangup())?
+    };
     let listener = probes.block_on(Listener::bind(server))?;
     if keys.tenants().len() > 1 {
         let weights = keys.tenants().iter().map(|tenant| tenant.weight);
@@ -101,7 +107,11 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
             created: now(),
             ids: Ids::new(),
         });
-        probes.block_on(serve(app, listener, tls, runtime.handle().clone()))?;
+        let signals = {
+            let _inside = probes.enter();
+            Signals::new(hangup)?
+        };
+        probes.block_on(serve(app, listener, tls, signals, runtime.handle().clone()))?;
         Ok(exporter)
     });
     // Blocking work that is left, such as a tokenizer in a huge prompt, is nobody's any more.
@@ -180,9 +190,9 @@ async fn serve(
     app: Arc<App>,
     listener: Listener,
     tls: Option<Arc<Tls>>,
+    mut signals: Signals,
     streams: Handle,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
     let address = listener.address(tls.is_some())?;
     let connections = Arc::new(Semaphore::new(
         app.server.max_connections.clamp(1, MAX_PERMITS),
@@ -246,6 +256,10 @@ async fn serve(
 /// `acquire_many` counts in 32 bits.
 const MAX_PERMITS: usize = 1 << 20;
 
+fn listen(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("cannot listen for signals")
+}
+
 /// Signals that end the process, and the one that renews the certificate.
 struct Signals {
     terminate: Signal,
@@ -254,12 +268,12 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
+    /// Takes the signals that end the process, besides `hangup`.
+    fn new(hangup: Signal) -> anyhow::Result<Self> {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
+            hangup,
         })
     }
 

@@ -1,10 +1,11 @@
 //! Certificates that are read again. `tests/clients/tls` has what needs clients that speak TLS.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::Command;
 
-use crate::client::{Server, scratch};
+use crate::client::{Server, command, scratch};
 
 /// Whether the server takes a connection and looks at what it says: no TLS, so it closes.
 fn accepts(server: &Server) {
@@ -15,6 +16,40 @@ fn accepts(server: &Server) {
     if let Err(error) = stream.read_to_end(&mut answer) {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
     }
+}
+
+fn make_pipe(path: &Path) {
+    let made = Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn a_reload_while_the_model_loads_ends_nothing() {
+    // What is read of a model, from a pipe: loading waits until it is written.
+    let template = scratch("template-pipe");
+    make_pipe(&template);
+    let mut starting = command(&[
+        "--fake-runner",
+        "--chat-template",
+        template.to_str().unwrap(),
+    ])
+    .spawn()
+    .unwrap();
+    let mut writer: File = OpenOptions::new().write(true).open(&template).unwrap();
+    let hangup = Command::new("kill")
+        .args(["-s", "HUP", &starting.id().to_string()])
+        .status();
+    assert!(hangup.unwrap().success());
+    // A process that has ended reads nothing.
+    writer.write_all(b"{{ messages[0].content }}").unwrap();
+    drop(writer);
+    let mut line = String::new();
+    let out = starting.stdout.as_mut().unwrap();
+    BufReader::new(out).read_line(&mut line).unwrap();
+    assert!(line.contains(" is served at "), "{line:?}");
+    starting.kill().unwrap();
+    starting.wait().unwrap();
+    std::fs::remove_file(template).unwrap();
 }
 
 #[test]
@@ -33,8 +68,7 @@ fn a_certificate_that_is_slow_to_read_holds_nobody_up() {
 
     // A pipe in its place: who reads it waits until somebody writes.
     std::fs::remove_file(&certificate).unwrap();
-    let made = Command::new("mkfifo").arg(&certificate).status().unwrap();
-    assert!(made.success());
+    make_pipe(&certificate);
     server.signal("HUP");
     // Opens once the server has, and writes nothing.
     let writer: File = OpenOptions::new().write(true).open(&certificate).unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use engine::{Health, MaxModelLen, World};
+use engine::{Health, MaxModelLen, Usage, World};
 
 use crate::sizes::{parse_count, parse_size};
 
@@ -112,6 +112,9 @@ pub struct EngineArgs {
     /// their weights) [default: fcfs; with several API keys: fair].
     #[arg(long)]
     pub scheduling_policy: Option<String>,
+    /// What the engine is for.
+    #[arg(skip)]
+    pub usage: Usage,
     /// Weights of the API keys.
     #[arg(skip)]
     pub class_weights: BTreeMap<u64, u32>,

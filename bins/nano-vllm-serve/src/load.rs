@@ -67,6 +67,7 @@ impl EngineArgs {
             },
             max_model_len: self.max_model_len.unwrap_or_default(),
             max_num_seqs: self.max_num_seqs.unwrap_or(defaults.max_num_seqs),
+            usage: self.usage,
             max_num_batched_tokens: self.max_num_batched_tokens,
             long_prefill_token_threshold: self.long_prefill_token_threshold,
             block_size: self.block_size,

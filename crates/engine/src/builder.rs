@@ -11,7 +11,7 @@ use tp_model::{LoadOptions, Model, ModelConfig, ModelError, Runner, RunnerConfig
 use crate::async_engine::AsyncEngine;
 use crate::chat_template::{ChatError, ChatTemplate};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, Policy};
+use crate::config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, Policy, Usage};
 use crate::core::EngineCore;
 use crate::engine::Engine;
 use crate::frontend::{Frontend, Limits};
@@ -169,7 +169,11 @@ fn assemble(
     let stages = config.pipeline_parallel_size;
     let model_len = wanted_model_len(config, model.config().max_context())?;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
-        let usual = if on_cpu { 2048 } else { 8192 };
+        let usual = match config.usage {
+            _ if on_cpu => 2048,
+            Usage::Offline if is_large(model.device()) => 16_384,
+            _ => 8192,
+        };
         let whole_prompt = match config.enable_chunked_prefill {
             true => 0,
             false => model_len,
@@ -299,6 +303,17 @@ fn chat_template(
             path: path.display().to_string(),
             source,
         })
+}
+
+/// Whether it is a GPU with room for large steps; the limit is vLLM's.
+fn is_large(device: Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(index) = device {
+        return torch_ext::cuda::memory(index).is_ok_and(|memory| memory.total >= 70 << 30);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    false
 }
 
 fn device(choice: DeviceChoice) -> Result<Device, ConfigError> {

@@ -30,8 +30,10 @@ pub struct EngineConfig {
     pub max_model_len: MaxModelLen,
     /// Sequences that run at once.
     pub max_num_seqs: usize,
-    /// Tokens that a step computes at most; unset: 2048 on a CPU and 8192 on a GPU (more if other
-    /// limits need it).
+    /// What the engine is for.
+    pub usage: Usage,
+    /// Tokens that a step computes at most; unset: 2048 on a CPU and 8192 on a GPU, where
+    /// [`Usage::Offline`] has 16384 if the GPU has 70 GiB (more if other limits need it).
     pub max_num_batched_tokens: Option<usize>,
     /// Most prompt tokens of one sequence in a step; 0 for no limit.
     pub long_prefill_token_threshold: usize,
@@ -104,6 +106,16 @@ pub struct EngineConfig {
     pub skip_tokenizer_init: bool,
     /// Show progress bars while a model is downloaded.
     pub download_progress: bool,
+}
+
+/// What an engine is for, as far as defaults depend on it (vLLM's usage context).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Usage {
+    /// Requests that are there from the beginning: what counts is when the last one is done.
+    #[default]
+    Offline,
+    /// Requests that come meanwhile: a step must not keep the next one waiting for long.
+    Server,
 }
 
 /// Where to run.
@@ -206,6 +218,7 @@ impl EngineConfig {
             device: DeviceChoice::Auto,
             max_model_len: MaxModelLen::Model,
             max_num_seqs: 256,
+            usage: Usage::default(),
             max_num_batched_tokens: None,
             long_prefill_token_threshold: 0,
             block_size: 16,

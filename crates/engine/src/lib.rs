@@ -55,7 +55,7 @@ pub mod tokenizer;
 pub use crate::core::{CoreEvent, EngineCore, EngineDead, KvSnapshot, Runner};
 pub use async_engine::{AsyncEngine, AsyncOptions, Look, StepObserver};
 pub use builder::{BuildError, Progress};
-pub use config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy};
+pub use config::{ConfigError, DeviceChoice, EngineConfig, LoadFormat, MaxModelLen, Policy, Usage};
 pub use engine::{Engine, EngineStep};
 pub use error::RequestError;
 pub use frontend::{Frontend, Limits};

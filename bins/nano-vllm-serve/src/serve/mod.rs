@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use engine::{AsyncEngine, AsyncOptions, Policy, QueueLimits};
+use engine::{AsyncEngine, AsyncOptions, Policy, QueueLimits, Usage};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -59,6 +59,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let mut args = args.clone();
     args.engine.model = args.engine.model.take().or(args.model_tag.take());
+    args.engine.usage = Usage::Server;
     // Everything that can be wrong is looked at before the model is loaded.
     args.server.settle()?;
     let server = &args.server;

@@ -40,6 +40,7 @@ impl Shared {
             let mut jobs = self.lock();
             let Some((source, program, arch)) = jobs.waiting.pop_front() else {
                 jobs.workers -= 1;
+                self.changed.notify_all();
                 return;
             };
             drop(jobs);
@@ -85,5 +86,70 @@ impl Ahead {
             jobs = woken.unwrap_or_else(|e| e.into_inner());
         }
         jobs.code.remove(program).flatten()
+    }
+
+    /// Waits until nothing is being compiled.
+    pub(super) fn finish(&self) {
+        let mut jobs = self.0.lock();
+        while jobs.workers > 0 {
+            let woken = self.0.changed.wait(jobs);
+            jobs = woken.unwrap_or_else(|e| e.into_inner());
+        }
+    }
+}
+
+impl Drop for Ahead {
+    /// The compiler must not be at work when the process ends and takes it apart.
+    fn drop(&mut self) {
+        self.0.lock().waiting.clear();
+        self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static SOURCE: Source = Source {
+        name: "ahead",
+        text: "extern \"C\" __global__ void f(int *x) { *x = N; }",
+        variants: &[],
+    };
+
+    fn defines(n: usize) -> Vec<String> {
+        vec![format!("N={n}")]
+    }
+
+    /// Without NVRTC the code is an error, which is handed on in the same way.
+    #[test]
+    fn every_program_is_handed_out_once() {
+        let ahead = Ahead::default();
+        for n in (0..40).chain(0..40) {
+            ahead.start(&SOURCE, defines(n), "sm_90a");
+        }
+        for n in (0..40).rev() {
+            let code = ahead.take(&("ahead", defines(n)));
+            match code {
+                Some(Ok(code)) => assert!(!code.is_empty()),
+                Some(Err(e)) => assert!(e.0.contains("NVRTC"), "{e}"),
+                None => {}
+            }
+            assert!(ahead.take(&("ahead", defines(n))).is_none());
+        }
+        ahead.finish();
+        assert_eq!(ahead.0.lock().workers, 0);
+        assert!(ahead.0.lock().code.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_asks_for_does_not_outlive_it() {
+        let ahead = Ahead::default();
+        let shared = ahead.0.clone();
+        for n in 100..140 {
+            ahead.start(&SOURCE, defines(n), "sm_90a");
+        }
+        drop(ahead);
+        let jobs = shared.lock();
+        assert!(jobs.workers == 0 && jobs.waiting.is_empty());
     }
 }

@@ -189,6 +189,11 @@ impl Kernels {
         self.capability
     }
 
+    /// Waits for all that a rehearsal has begun.
+    pub fn finish_rehearsal(&self) {
+        self.ahead.finish();
+    }
+
     /// The entry point `entry` of `source`, compiled with `defines`.
     pub(crate) fn function(
         &self,
@@ -215,7 +220,7 @@ impl Kernels {
     /// meanwhile, on other threads, and nothing is launched in their place. So all kernels of a
     /// program can be compiled at a time, in as long as it takes for one after the other to be asked
     /// for. What `work` computes is worth nothing; it must bear any values. Whoever launches a kernel
-    /// afterwards waits for it.
+    /// afterwards waits for it; [`finish_rehearsal`](Self::finish_rehearsal) waits for all.
     pub fn rehearse<T>(&self, work: impl FnOnce() -> T) -> T {
         /// Ends the rehearsal, also by a panic.
         struct End<'a>(&'a AtomicBool);

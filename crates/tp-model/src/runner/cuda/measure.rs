@@ -35,6 +35,7 @@ impl CudaRunner {
         runner
             .prompts(config.max_num_batched_tokens)
             .map_err(options)?;
+        runner.kernels.finish_rehearsal();
         // A rank that hangs before this keeps the others waiting here.
         let waits = runner.model.groups().enter();
         torch_ext::cuda::synchronize(device).map_err(options)?;

@@ -61,8 +61,8 @@ const MIN_SPLIT: usize = 16;
 const ITEMS: usize = 256;
 /// Most thread blocks of a multiprocessor.
 const MOST_BLOCKS: usize = 2;
-/// Tiles for each thread block from which contexts of one split each are cut evenly.
-const EVEN: i32 = 128;
+/// Tiles and leads for each thread block from which contexts of one split each are cut evenly.
+const EVEN: i32 = 144;
 /// Sequences of one decode launch: their list is in shared memory.
 const LAUNCH_SEQS: usize = 256;
 

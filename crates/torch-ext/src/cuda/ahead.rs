@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::Builder;
 
 use super::CudaError;
 use super::compile::{Source, compiled};
@@ -66,9 +67,10 @@ impl Ahead {
         jobs.code.insert(program.clone(), None);
         jobs.waiting.push_back((source, program, arch.to_owned()));
         if jobs.workers < std::thread::available_parallelism().map_or(1, |n| n.get()) {
-            jobs.workers += 1;
             let shared = self.0.clone();
-            std::thread::spawn(move || shared.work());
+            // Without a thread the program waits, and whoever takes it compiles it.
+            let started = Builder::new().spawn(move || shared.work());
+            jobs.workers += usize::from(started.is_ok());
         }
     }
 

@@ -1,4 +1,4 @@
-//! Compiles `csrc/cuda/*.cu` with NVRTC at first use, and keeps the machine code on disk.
+//! Compiles `csrc/cuda/*.cu` with NVRTC, and keeps the machine code on disk.
 //!
 //! The kernels include nothing but `common.cuh`, which is handed over from memory: a machine that
 //! runs them needs the NVRTC library and no CUDA headers.
@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::fs;
 use std::path::PathBuf;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::nvrtc::sys;
 use xxhash_rust::xxh3::xxh3_128;
@@ -88,7 +89,10 @@ fn store(file: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut sealed = xxh3_128(code).to_le_bytes().to_vec();
     sealed.extend_from_slice(code);
-    let draft = file.with_extension(format!("{}.tmp", std::process::id()));
+    // Ranks that are threads of one process compile the same programs.
+    static DRAFTS: AtomicU64 = AtomicU64::new(0);
+    let (process, draft) = (std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed));
+    let draft = file.with_extension(format!("{process}-{draft}.tmp"));
     fs::write(&draft, sealed)?;
     fs::rename(&draft, file)
 }

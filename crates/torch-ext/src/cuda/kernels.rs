@@ -17,7 +17,7 @@ use super::tensor_map::TensorMap;
 use super::{CudaError, load};
 use crate::Error;
 
-/// Kernels for one device, compiled when they are first needed. All run on libtorch's current
+/// Kernels for one device, compiled when they are first needed or, before that, by a rehearsal. All run on libtorch's current
 /// stream of the calling thread, and may be captured in a graph once they were compiled.
 #[derive(Debug)]
 pub struct Kernels {
@@ -219,7 +219,8 @@ impl Kernels {
     /// Does `work` without our kernels: those that it would launch for the first time are compiled
     /// meanwhile, on other threads, and nothing is launched in their place. So all kernels of a
     /// program can be compiled at a time, in as long as it takes for one after the other to be asked
-    /// for. What `work` computes is worth nothing; it must bear any values. Whoever launches a kernel
+    /// for. What `work` computes is worth nothing; it must bear any values. For kernels that have launched
+    /// nothing yet: those that are known already run, on what the others did not write. Whoever launches a kernel
     /// afterwards waits for it; [`finish_rehearsal`](Self::finish_rehearsal) waits for all.
     pub fn rehearse<T>(&self, work: impl FnOnce() -> T) -> T {
         /// Ends the rehearsal, also by a panic.

@@ -285,7 +285,7 @@ pub struct RowLimits {
 }
 
 impl RowLimits {
-    /// Checks rows ([`ROW_INTS`] each) before they are uploaded.
+    /// Checks rows ([`ROW_INTS`] each) before the device reads them.
     pub fn check(&self, rows: &[i32]) -> Result<(), String> {
         let within = |row: &[i32]| match *row {
             [slot, start, len, source, first] => {

@@ -238,6 +238,22 @@ impl HostInts {
     }
 }
 
+impl Drop for HostInts {
+    fn drop(&mut self) {
+        for (host, read, _) in &self.hosts {
+            keep_while_used(host, read);
+        }
+    }
+}
+
+/// libtorch gives freed pinned memory to others as soon as its own copies are done; it knows nothing of
+/// our kernels. What one may still use when its owner goes is never freed.
+fn keep_while_used(host: &Tensor, used: &Event) {
+    if !matches!(used.query(), Ok(true)) {
+        std::mem::forget(host.shallow_clone());
+    }
+}
+
 /// A pinned host tensor that results are copied to.
 #[derive(Debug)]
 pub struct Readback {
@@ -294,6 +310,12 @@ impl Readback {
     pub fn wait(&self) -> Result<Tensor, CudaError> {
         self.done.synchronize()?;
         Ok(self.host.narrow(0, 0, self.len))
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        keep_while_used(&self.host, &self.done);
     }
 }
 

@@ -42,7 +42,10 @@ impl CudaRunner {
                 .collect();
             copies.upload.send(&ints).map_err(text)?;
             let sent = copies.upload.device.narrow(0, 0, ints.len() as i64);
-            let sent = sent.view([-1, 2]).to_kind(Kind::Int64);
+            let sent = sent
+                .view([-1, 2])
+                .f_to_kind(Kind::Int64)
+                .map_err(|e| e.to_string())?;
             let copied = self.kernels.copy_blocks(&copies.set, &sent);
             copied.map_err(|e| e.to_string())?;
         }

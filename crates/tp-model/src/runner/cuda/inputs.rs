@@ -1,4 +1,4 @@
-//! What the host sends for a step: who computes what, packed for one upload each.
+//! What the host sends for a step: who computes what, packed for the device.
 
 use std::sync::Arc;
 

@@ -7,9 +7,9 @@ use torch_ext::cuda::{Graph, Kernels};
 
 use super::graphs::{DecodeGraph, capture_sizes};
 use super::{CudaRunner, options};
-use crate::error::ModelError;
+use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
-use crate::runner::{RunnerConfig, WorkingMemory};
+use crate::runner::{RunnerConfig, WorkingMemory, guarded};
 
 /// Memory of a captured graph beside its tensors, about.
 const GRAPH_BYTES: u64 = 2 << 20;
@@ -30,10 +30,20 @@ impl CudaRunner {
         let _no_grad = tch::no_grad_guard();
         let mut runner = Self::without_graphs(model, kernels, &config)?;
         runner.meet_stages().map_err(options)?;
-        runner.rehearse().map_err(options)?;
+        let rehearsed = guarded(0, || {
+            let failed = |what| RunnerError::Device { step: 0, what };
+            runner.rehearse(device).map_err(failed)
+        });
+        match rehearsed {
+            // What went wrong does so again where it matters; if not, kernels are compiled later.
+            Err(e) if runner.is_alone() => {
+                tracing::warn!("kernels are compiled when they are first needed: {e}");
+            }
+            rehearsed => rehearsed.map_err(options)?,
+        }
         runner.capture_graph(config.max_num_seqs)?;
         runner
-            .prompts(config.max_num_batched_tokens)
+            .prompts(config.max_num_batched_tokens, 1)
             .map_err(options)?;
         runner.kernels.finish_rehearsal();
         // A rank that hangs before this keeps the others waiting here.
@@ -63,13 +73,17 @@ impl CudaRunner {
 
     /// Has the kernels compiled that steps of all sizes take, all at a time: before the first of them
     /// is needed, and none of them while requests wait.
-    fn rehearse(&mut self) -> Result<(), String> {
-        // Where kernels, or the plans for them, change with the number of rows or tokens.
+    fn rehearse(&mut self, device: usize) -> Result<(), String> {
+        // Where kernels, or the plans for them, change with the number of rows, of tokens, and of rows
+        // that decode beside a prompt.
         const ROWS: [usize; 9] = [1, 2, 4, 8, 16, 24, 40, 72, 136];
-        const TOKENS: [usize; 6] = [2, 12, 24, 100, 600, 2_100];
+        const TOKENS: [usize; 18] = [
+            2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 16, 17, 24, 40, 72, 136, 600, 2_100,
+        ];
+        const BESIDE: [usize; 3] = [64, 128, 192];
         let kernels = self.kernels.clone();
+        let (most_rows, most) = (self.config.max_num_seqs, self.config.max_num_batched_tokens);
         kernels.rehearse(|| {
-            let (most_rows, most) = (self.config.max_num_seqs, self.config.max_num_batched_tokens);
             let fewer = ROWS.into_iter().filter(|rows| *rows < most_rows);
             for rows in fewer.chain([most_rows]) {
                 self.padding(rows)?;
@@ -81,13 +95,28 @@ impl CudaRunner {
                     let asked = sampler.rehearse(logits, &slots, &positions);
                     asked.map_err(|e| e.to_string())?;
                 }
+                self.settle(device)?;
             }
-            for tokens in TOKENS.into_iter().filter(|tokens| *tokens < most) {
-                self.prompts(tokens)?;
+            let fewer = TOKENS.into_iter().filter(|tokens| *tokens < most);
+            let prompts = fewer.chain([most]).map(|tokens| (tokens, 1));
+            let mixed = BESIDE.into_iter().chain([most_rows - 1]);
+            let mixed = mixed.map(|beside| (beside + 2, beside));
+            let fitting = |&(tokens, beside): &(usize, usize)| tokens <= most && beside < most_rows;
+            for (tokens, beside) in prompts.chain(mixed.filter(fitting)) {
+                self.prompts(tokens, beside)?;
+                self.settle(device)?;
             }
-            self.prompts(most)?;
-            self.copy_blocks(&[(0, 1)])
-        })
+            self.copy_blocks(&[(0, 1)])?;
+            self.settle(device)
+        })?;
+        // Pieces of memory for steps of all sizes would count as what the largest one takes.
+        torch_ext::cuda::release_memory().map_err(|e| e.to_string())
+    }
+
+    /// Waits for the other ranks' part of a step, no longer than the group's timeout.
+    fn settle(&self, device: usize) -> Result<(), String> {
+        let _waits = self.model.groups().enter();
+        torch_ext::cuda::synchronize(device).map_err(|e| e.to_string())
     }
 
     /// Rows of padding, as [`CudaRunner::decode`] reads them.
@@ -98,26 +127,32 @@ impl CudaRunner {
         self.prepare(rows)
     }
 
-    /// A step of so many prompt tokens, in as few sequences as can hold them, whose keys and values all
-    /// go to one block.
-    fn prompts(&mut self, mut left: usize) -> Result<(), String> {
+    /// A step of so many tokens, in as few sequences as can hold them, whose keys and values all go to
+    /// one block. `beside` of them are sequences that decode, if the others find room in what slots are
+    /// left: a step of both takes kernels that neither takes alone.
+    fn prompts(&mut self, tokens: usize, beside: usize) -> Result<(), String> {
         let slots = self.config.max_num_seqs;
         self.ints.clear();
         let _ = self.tables.fill_(1);
-        self.ints.tokens.resize(left, 0);
-        // One that decodes beside the prompts, if these find room in the other slots: a step of both
-        // takes kernels that neither takes alone, and they are to be compiled before requests come.
-        let beside = left > 1 && (slots - 1) * self.config.max_model_len >= left - 1;
-        if beside {
-            self.ints.push_row(0, 0, 1, 0);
-            left -= 1;
+        self.ints.tokens.resize(tokens, 0);
+        let mut beside = beside.min(slots - 1).min(tokens - 1);
+        if (slots - beside) * self.config.max_model_len < tokens - beside {
+            beside = 0;
         }
-        for slot in usize::from(beside)..slots {
+        for slot in 0..beside {
+            self.ints.push_row(slot as i32, 0, 1, 0);
+        }
+        let mut left = tokens - beside;
+        for slot in beside..slots {
             let len = left.min(self.config.max_model_len);
             if len == 0 {
                 break;
             }
-            self.ints.push_row(slot as i32, 0, len, 0);
+            match self.model.deterministic() {
+                // As `StepInts::gather` does.
+                true => (0..len).for_each(|i| self.ints.push_row(slot as i32, i, 1, i as i32)),
+                false => self.ints.push_row(slot as i32, 0, len, 0),
+            }
             left -= len;
         }
         let rows = self.ints.num_rows();
@@ -126,7 +161,8 @@ impl CudaRunner {
         let work = self.paged_work()?;
         let batch = self.attention_batch(self.ints.num_tokens, rows, work);
         let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
-        let sampled = Tensor::zeros([slots as i64], (Kind::Int64, self.model.device()));
+        let sampled = slots.min(tokens) as i64;
+        let sampled = Tensor::zeros([sampled], (Kind::Int64, self.model.device()));
         // What stages exchange is as large as what they compute: nothing needs to come.
         let (is_first, is_last) = (self.model.stage().is_first(), self.model.stage().is_last());
         let input = (!is_first).then(|| self.model.activations(ids.size()[0]).zero_());

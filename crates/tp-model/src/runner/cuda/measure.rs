@@ -11,6 +11,8 @@ use crate::error::{ModelError, RunnerError};
 use crate::model::Model;
 use crate::runner::{RunnerConfig, WorkingMemory, guarded};
 
+/// Tokens of a prompt that is short.
+const FEW: usize = 16;
 /// Memory of a captured graph beside its tensors, about.
 const GRAPH_BYTES: u64 = 2 << 20;
 
@@ -148,8 +150,8 @@ impl CudaRunner {
             if len == 0 {
                 break;
             }
-            match self.model.deterministic() {
-                // As `StepInts::gather` does.
+            match self.model.deterministic() && len <= FEW {
+                // As `StepInts::gather` does with all; of many it would be the same kernel, for long.
                 true => (0..len).for_each(|i| self.ints.push_row(slot as i32, i, 1, i as i32)),
                 false => self.ints.push_row(slot as i32, 0, len, 0),
             }

@@ -99,7 +99,7 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 /// part: [items, rows, HEAD_DIM], or, cut evenly, [gridDim.x, 2, rows, HEAD_DIM]; part_ml: the same without HEAD_DIM;
 /// counters: [n, kv_heads * groups], zero before and after.
 /// even: 0, or work is cut evenly if there are more items than blocks, and some contexts have several splits or there are so
-/// many tiles for a block.
+/// many tiles and leads for a block.
 /// fresh: how many of a context's newest tokens the kernel before this one may write.
 /// FUSED: q is [tokens, heads + 2 kv_heads, HEAD_DIM]; k_write and v_write are k and v; the rest is as in rope_cache.
 /// Indices that point outside of a tensor are not followed.
@@ -206,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if ((i64)first[mid] * all_heads <= share.begin) low = mid;
             else high = mid;
         }
-        c.at = share.begin, c.seq = low, c.split = 0;
+        c.at = share.begin, c.seq = low;
         c.enter(contexts, p);
         int rest = (int)(share.begin - (i64)first[low] * all_heads), each = c.span(share);
         c.head = rest / each, c.first = c.at - rest % each;

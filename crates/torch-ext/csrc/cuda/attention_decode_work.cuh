@@ -55,7 +55,7 @@ struct Share {
 struct Cursor {
     // In the share's unit: where this block's part begins, and where this head's first item does.
     i64 at, first;
-    int seq, head, split;
+    int seq, head;
     int start, context, first_tile, tiles, per, splits;
     int from, to; // the item's range of its context, in tiles
     int tile;     // this warp's next one
@@ -76,8 +76,7 @@ struct Cursor {
             to = (int)min((i64)tiles, share.end - first - LEAD);
             if (to <= from) at = share.end;
         } else {
-            split = offset;
-            from = split * per, to = min(tiles, from + per);
+            from = offset * per, to = min(tiles, from + per);
         }
         tile = from + warp;
     }

@@ -132,62 +132,8 @@ impl Drop for Event {
     }
 }
 
-/// Pinned host buffers, written in turn, whose contents are copied to one device tensor. While a
-/// copy waits for the stream, the next one may be prepared.
-#[derive(Debug)]
-pub struct Upload {
-    hosts: Vec<(Tensor, Event, bool)>,
-    next: usize,
-    /// `[capacity]` int32 on the device.
-    pub device: Tensor,
-}
-
-impl Upload {
-    /// Room for `capacity` int32 values, with `depth` copies under way at a time.
-    pub fn new(capacity: usize, depth: usize, device: usize) -> Result<Self, CudaError> {
-        let hosts = (0..depth.max(1))
-            .map(|_| {
-                Ok((
-                    pinned(capacity, Kind::Int)?,
-                    Event::new(device, false)?,
-                    false,
-                ))
-            })
-            .collect::<Result<_, CudaError>>()?;
-        let on = (Kind::Int, Device::Cuda(device));
-        Ok(Self {
-            hosts,
-            next: 0,
-            device: Tensor::f_zeros([capacity as i64], on).map_err(torch)?,
-        })
-    }
-
-    /// Starts the copy of `values` to the front of the device tensor, in stream order.
-    pub fn send(&mut self, values: &[i32]) -> Result<(), CudaError> {
-        if values.is_empty() {
-            return Ok(());
-        }
-        let (len, room) = (values.len() as i64, self.device.size()[0]);
-        if len > room {
-            return Err(CudaError(format!("upload of {len} values into {room}")));
-        }
-        let depth = self.hosts.len();
-        let (host, done, pending) = &mut self.hosts[self.next];
-        self.next = (self.next + 1) % depth;
-        if std::mem::take(pending) {
-            done.synchronize()?;
-        }
-        let mut host = host.narrow(0, 0, len);
-        host.f_copy_(&Tensor::from_slice(values)).map_err(torch)?;
-        copy_async(&self.device.narrow(0, 0, len), &host)?;
-        done.record()?;
-        *pending = true;
-        Ok(())
-    }
-}
-
-/// Pinned host buffers, filled in turn, that kernels read where they are: for the few values of a step,
-/// for which a copy would take longer than the kernel that reads them.
+/// Pinned host buffers, filled in turn. Kernels may read them where they are: for the few values of a step
+/// a copy would take longer than the kernel that reads them.
 #[derive(Debug)]
 pub struct HostInts {
     hosts: Vec<(Tensor, Event, bool)>,
@@ -211,14 +157,14 @@ impl HostInts {
 
     /// Puts `values` to the front of the next buffer, once what reads its old values is done.
     pub fn put(&mut self, values: &[i32]) -> Result<(), CudaError> {
+        let (len, room) = (values.len() as i64, self.tensor().size()[0]);
+        if len > room {
+            return Err(CudaError(format!("{len} values for room for {room}")));
+        }
         self.current = (self.current + 1) % self.hosts.len();
         let (host, read, pending) = &mut self.hosts[self.current];
         if std::mem::take(pending) {
             read.synchronize()?;
-        }
-        let (len, room) = (values.len() as i64, host.size()[0]);
-        if len > room {
-            return Err(CudaError(format!("{len} values for room for {room}")));
         }
         let mut host = host.narrow(0, 0, len);
         host.f_copy_(&Tensor::from_slice(values)).map_err(torch)
@@ -251,6 +197,37 @@ impl Drop for HostInts {
 fn keep_while_used(host: &Tensor, used: &Event) {
     if !matches!(used.query(), Ok(true)) {
         std::mem::forget(host.shallow_clone());
+    }
+}
+
+/// A device tensor that lists from the host are copied to. While a copy waits for the stream, the next list may be
+/// prepared.
+#[derive(Debug)]
+pub struct Upload {
+    host: HostInts,
+    /// `[capacity]` int32 on the device.
+    pub device: Tensor,
+}
+
+impl Upload {
+    /// Room for `capacity` int32 values, with `depth` copies under way at a time.
+    pub fn new(capacity: usize, depth: usize, device: usize) -> Result<Self, CudaError> {
+        let on = (Kind::Int, Device::Cuda(device));
+        Ok(Self {
+            host: HostInts::new(capacity, depth, device)?,
+            device: Tensor::f_zeros([capacity as i64], on).map_err(torch)?,
+        })
+    }
+
+    /// Starts the copy of `values` to the front of the device tensor, in stream order.
+    pub fn send(&mut self, values: &[i32]) -> Result<(), CudaError> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.host.put(values)?;
+        let front = |all: &Tensor| all.narrow(0, 0, values.len() as i64);
+        copy_async(&front(&self.device), &front(self.host.tensor()))?;
+        self.host.hold()
     }
 }
 

@@ -4,7 +4,7 @@
     python3 scripts/check_gpu.py --binary target/release/nano-vllm-serve
 
 The built-in demo model answers greedy and seeded requests of 3 to 700 tokens, first on the CPU, then on the GPU:
-as it comes, without overlap, without graphs, in chunks, without the prefix cache, three sequences at a time (the answers to one prompt), and with a cache
+as it comes, without overlap, without graphs, in chunks, in filled steps, without the prefix cache, three sequences at a time (the answers to one prompt), and with a cache
 so small that requests are preempted. With --deterministic all GPU runs must agree to the last token; without, and against the CPU,
 a request may differ from the first place on where two tokens were as good as equal: the script prints how far apart they were.
 """
@@ -100,6 +100,7 @@ def main():
         "no overlap": ["--no-overlap"],
         "no graphs": ["--enforce-eager"],
         "chunks of 64": ["--max-num-batched-tokens", "64", "--max-num-seqs", "16"],
+        "steps of 64": ["--mixed-step-tokens", "64"],
         "no prefix cache": ["--no-enable-prefix-caching"],
         "three at a time": ["--max-num-seqs", "3"],
         "blocks of 32": ["--block-size", "32"],

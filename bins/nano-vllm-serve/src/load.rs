@@ -70,6 +70,7 @@ impl EngineArgs {
             usage: self.usage,
             max_num_batched_tokens: self.max_num_batched_tokens,
             long_prefill_token_threshold: self.long_prefill_token_threshold,
+            mixed_step_tokens: self.mixed_step_tokens,
             block_size: self.block_size,
             enable_prefix_caching: !self.no_enable_prefix_caching,
             enable_chunked_prefill: !self.no_enable_chunked_prefill,

@@ -17,6 +17,10 @@ pub struct SchedulerConfig {
     /// Most prompt tokens of one sequence in a step; 0 sets no limit beside the token budget.
     /// Bounds how long one long prompt can hold up the decoding of the others.
     pub long_prefill_token_threshold: usize,
+    /// Tokens up to which prompts fill a step in which sequences decode, if those are fewer than half of it: with more
+    /// prompts left, the step takes a sixteenth of them where that is more. 0 sets no limit beside the token
+    /// budget, nor is there one without `enable_chunked_prefill`.
+    pub mixed_step_tokens: usize,
     /// Most plans between [`schedule`](crate::Scheduler::schedule) and
     /// [`apply`](crate::Scheduler::apply): 1 is lockstep, 2 overlaps scheduling with the model.
     pub max_steps_in_flight: usize,
@@ -57,6 +61,7 @@ impl Default for SchedulerConfig {
             max_model_len: 4096,
             enable_chunked_prefill: true,
             long_prefill_token_threshold: 0,
+            mixed_step_tokens: 0,
             max_steps_in_flight: 2,
             micro_batches: false,
             sliding_window: None,

@@ -130,6 +130,13 @@ impl<P> Seq<P> {
         self.tokens.len() + self.sampling
     }
 
+    /// Whether its next row is that of its newest token alone, behind which it samples.
+    #[inline]
+    pub(crate) fn decodes(&self) -> bool {
+        let wanted = self.wanted();
+        wanted > self.num_prompt && self.computed + 1 == wanted
+    }
+
     /// Forgets what was proposed.
     pub(crate) fn drop_drafts(&mut self) {
         if let Some(drafts) = &mut self.drafts {

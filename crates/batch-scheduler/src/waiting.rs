@@ -15,15 +15,28 @@ pub(crate) struct Order {
 /// Queues of waiting sequences, by their key in the arena.
 #[derive(Default)]
 pub(crate) struct Waiting {
-    queues: BTreeMap<u64, BTreeMap<Order, u32>>,
+    queues: BTreeMap<u64, BTreeMap<Order, Entry>>,
     /// The keys of `queues` as a slice, for the policy to choose from.
     backlogged: Vec<u64>,
     len: usize,
+    tokens: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    key: u32,
+    /// Its length when it came.
+    tokens: u32,
 }
 
 impl Waiting {
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens of all of them.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
     }
 
     pub(crate) fn insert(
@@ -32,6 +45,7 @@ impl Waiting {
         queue: u64,
         order: Order,
         key: u32,
+        tokens: u32,
     ) {
         let entries = self.queues.entry(queue).or_default();
         if entries.is_empty() {
@@ -40,17 +54,19 @@ impl Waiting {
             }
             policy.backlog_began(queue);
         }
-        let before = entries.insert(order, key);
+        let before = entries.insert(order, Entry { key, tokens });
         debug_assert!(before.is_none(), "two sequences in one place");
         self.len += 1;
+        self.tokens += tokens as usize;
     }
 
     pub(crate) fn remove(&mut self, queue: u64, order: Order) {
         let Some(entries) = self.queues.get_mut(&queue) else {
             return;
         };
-        if entries.remove(&order).is_some() {
+        if let Some(entry) = entries.remove(&order) {
             self.len -= 1;
+            self.tokens -= entry.tokens as usize;
         }
         if entries.is_empty() {
             self.queues.remove(&queue);
@@ -66,11 +82,12 @@ impl Waiting {
         // Asked where there is no choice either: a policy may keep in mind whose turn it was.
         let chosen = policy.next_queue(&self.backlogged).min(last);
         let entries = self.queues.get(&self.backlogged[chosen])?;
-        entries.first_key_value().map(|(_, &key)| key)
+        entries.first_key_value().map(|(_, entry)| entry.key)
     }
 
     /// Every waiting sequence, queue by queue.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.queues.values().flat_map(|q| q.values().copied())
+        let queues = self.queues.values();
+        queues.flat_map(|queue| queue.values().map(|entry| entry.key))
     }
 }

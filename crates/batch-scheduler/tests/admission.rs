@@ -57,6 +57,86 @@ fn the_threshold_bounds_a_chunk() {
 }
 
 #[test]
+fn prompts_fill_the_steps_of_a_few_that_decode() {
+    let config = SchedulerConfig {
+        mixed_step_tokens: 6,
+        max_num_batched_tokens: 64,
+        max_model_len: 64,
+        ..config()
+    };
+    let mut s = scheduler(config, 64);
+    s.add(request(0, 20, 30)).unwrap();
+    // Nobody decodes: the prompt is computed as fast as can be.
+    assert_eq!(rows(&step(&mut s, 7).0), [(0, 20)]);
+    s.add(request(1, 12, 30)).unwrap();
+    s.add(request(2, 3, 30)).unwrap();
+    assert_eq!(rows(&step(&mut s, 7).0), [(20, 1), (0, 5)]);
+    assert_eq!(rows(&step(&mut s, 7).0), [(21, 1), (5, 5)]);
+    assert_eq!(rows(&step(&mut s, 7).0), [(22, 1), (10, 2), (0, 3)]);
+    // Three of six decode: there is nothing to be had for nothing.
+    s.add(request(3, 40, 2)).unwrap();
+    assert_eq!(
+        rows(&step(&mut s, 7).0),
+        [(23, 1), (12, 1), (3, 1), (0, 40)]
+    );
+}
+
+#[test]
+fn who_has_its_last_token_in_flight_does_not_decode() {
+    let config = SchedulerConfig {
+        mixed_step_tokens: 6,
+        max_num_batched_tokens: 64,
+        max_model_len: 64,
+        max_steps_in_flight: 2,
+        ..config()
+    };
+    let mut s = scheduler(config, 64);
+    s.add(request(0, 20, 1)).unwrap();
+    s.schedule().expect("a step");
+    s.add(request(1, 40, 1)).unwrap();
+    assert_eq!(rows(&s.schedule().expect("a step")), [(0, 40)]);
+}
+
+#[test]
+fn the_more_prompts_wait_the_more_of_them_a_step_takes() {
+    let config = SchedulerConfig {
+        mixed_step_tokens: 8,
+        max_num_batched_tokens: 512,
+        max_num_seqs: 8,
+        max_model_len: 512,
+        ..config()
+    };
+    let mut s = scheduler(config, 600);
+    s.add(request(0, 8, 100)).unwrap();
+    step(&mut s, 7);
+    for id in 1..5 {
+        s.add(request(id, 320, 2)).unwrap();
+    }
+    let prompts = |plan: &Plan| plan.rows.iter().map(|r| r.len as usize).sum::<usize>() - 1;
+    // A sixteenth of 1,280, then of what is left.
+    let mut left = 1280;
+    for _ in 0..4 {
+        let took = prompts(&step(&mut s, 7).0);
+        assert_eq!(took, left / 16);
+        left -= took;
+    }
+    // No more than have a slot: of 40 prompts of 320 tokens three can enter.
+    let config = SchedulerConfig {
+        mixed_step_tokens: 8,
+        max_num_batched_tokens: 512,
+        max_model_len: 512,
+        ..common::manual::config()
+    };
+    let mut s = scheduler(config, 600);
+    s.add(request(0, 8, 100)).unwrap();
+    step(&mut s, 7);
+    for id in 1..41 {
+        s.add(request(id, 320, 2)).unwrap();
+    }
+    assert_eq!(prompts(&step(&mut s, 7).0), 3 * 320 / 16);
+}
+
+#[test]
 fn without_chunking_a_prompt_waits_for_a_budget_that_takes_all_of_it() {
     let config = SchedulerConfig {
         enable_chunked_prefill: false,

@@ -197,6 +197,7 @@ fn assemble(
         max_model_len: size.max_model_len,
         enable_chunked_prefill: config.enable_chunked_prefill,
         long_prefill_token_threshold: config.long_prefill_token_threshold,
+        mixed_step_tokens: config.mixed_step_tokens,
         max_steps_in_flight: match config.overlap.unwrap_or(stages > 1 || !on_cpu) {
             true => stages.max(2),
             false => 1,

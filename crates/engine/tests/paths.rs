@@ -25,6 +25,8 @@ struct Way {
     block_size: usize,
     /// Prompt tokens of one sequence in a step; 0 for no limit.
     chunk: usize,
+    /// Tokens up to which prompts fill the steps of a few that decode; 0 for no limit.
+    mixed: usize,
     /// Sequences at a time.
     concurrency: usize,
     prefix_cache: bool,
@@ -36,6 +38,7 @@ struct Way {
 const PLAIN: Way = Way {
     block_size: 16,
     chunk: 0,
+    mixed: 0,
     concurrency: 1,
     prefix_cache: false,
     tiny_pool: false,
@@ -53,6 +56,7 @@ fn engine(model: &str, way: Way) -> Engine<tp_model::Runner> {
         max_num_seqs: way.concurrency.max(FEW_SEQS),
         block_size: way.block_size,
         long_prefill_token_threshold: way.chunk,
+        mixed_step_tokens: way.mixed,
         enable_prefix_caching: way.prefix_cache,
         overlap: Some(way.overlap),
         num_gpu_blocks_override: Some(match way.tiny_pool {
@@ -172,6 +176,7 @@ fn ways() -> Vec<Way> {
                     ways.push(Way {
                         block_size,
                         chunk,
+                        mixed: if block_size == 16 { 0 } else { 24 },
                         concurrency,
                         prefix_cache: switches & 1 > 0,
                         tiny_pool: switches & 2 > 0,

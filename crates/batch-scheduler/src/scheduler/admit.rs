@@ -10,7 +10,7 @@ use crate::sequence::Status;
 impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
     /// Admits waiting sequences until the first that does not fit.
     pub(super) fn admit_waiting(&mut self, draft: &mut Draft<P>) {
-        while draft.budget > 0 && draft.samples_left > 0 {
+        while draft.budget.min(draft.prompt_budget) > 0 && draft.samples_left > 0 {
             let Some(key) = self.waiting.head(self.policy.as_mut()) else {
                 return;
             };
@@ -89,7 +89,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             }
             (allocation.table, allocation.num_cached)
         };
-        let mut len = (total - cached).min(draft.budget);
+        let mut len = (total - cached).min(draft.budget).min(draft.prompt_budget);
         if self.config.long_prefill_token_threshold > 0 && self.config.enable_chunked_prefill {
             len = len.min(self.config.long_prefill_token_threshold);
         }

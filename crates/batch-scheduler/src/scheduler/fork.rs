@@ -197,7 +197,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             preemptions: 0,
             prompt_reported: of.prompt_reported.max(done),
         };
-        let (queue, order) = (seq.queue, seq.order);
+        let (queue, order, tokens) = (seq.queue, seq.order, seq.tokens.len());
         let key = self.seqs.insert(seq);
         self.requests.entry(id).or_default().push((new_index, key));
         if runs {
@@ -208,7 +208,7 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             self.join_running(key);
         } else {
             let policy = self.policy.as_mut();
-            self.waiting.insert(policy, queue, order, key);
+            self.waiting.insert(policy, queue, order, key, tokens);
         }
         Ok(())
     }

@@ -87,7 +87,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         if seq.status == Status::Waiting {
             let policy = self.policy.as_mut();
             self.waiting.remove(queue, old);
-            self.waiting.insert(policy, queue, order, key);
+            let tokens = seq.tokens.len();
+            self.waiting.insert(policy, queue, order, key, tokens);
         }
         if let Some(seqs) = self.requests.get_mut(&id) {
             seqs.clear();
@@ -203,8 +204,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         seq.slot = u32::MAX;
         seq.computed = 0;
         seq.done = 0;
-        let (queue, order) = (seq.queue, seq.order);
+        let (queue, order, tokens) = (seq.queue, seq.order, seq.tokens.len());
         let policy = self.policy.as_mut();
-        self.waiting.insert(policy, queue, order, key);
+        self.waiting.insert(policy, queue, order, key, tokens);
     }
 }

@@ -218,7 +218,8 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         });
         self.requests
             .insert(request.id, SmallVec::from_elem((0, key), 1));
-        self.waiting.insert(self.policy.as_mut(), queue, order, key);
+        let policy = self.policy.as_mut();
+        self.waiting.insert(policy, queue, order, key, num_prompt);
         Ok(())
     }
 

@@ -36,6 +36,9 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             if len > 1 && self.config.long_prefill_token_threshold > 0 {
                 len = len.min(self.config.long_prefill_token_threshold);
             }
+            if !seq.decodes() {
+                len = len.min(draft.prompt_budget);
+            }
             let samples = len == (wanted - seq.computed) as usize;
             if len == 0 || (samples && draft.samples_left == 0) {
                 continue;

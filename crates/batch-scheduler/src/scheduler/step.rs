@@ -7,6 +7,9 @@ use crate::scheduler::Scheduler;
 use crate::sequence::Seq;
 use crate::stats::StepStats;
 
+/// Steps over which prompts are spread that are more than what fills a step up.
+const SPREAD_STEPS: usize = 16;
+
 /// What `apply` must know of a plan: the plan itself went to the runner.
 #[derive(Default)]
 pub(super) struct Record {
@@ -52,6 +55,8 @@ pub(super) struct Draft<P> {
     pub(super) record: Record,
     /// Tokens the step may still compute.
     pub(super) budget: usize,
+    /// Of these, tokens of prompts.
+    pub(super) prompt_budget: usize,
     /// Sequences that may still sample, those aside that fork.
     pub(super) samples_left: usize,
     pub(super) stats: StepStats,
@@ -100,9 +105,12 @@ impl<P: Clone> Draft<P> {
         });
         let wanted = seq.wanted();
         let computes = (len + drafts) as usize;
-        match wanted > seq.num_prompt && seq.computed + 1 == wanted {
+        match seq.decodes() {
             true => self.stats.decode_tokens += computes,
-            false => self.stats.prefill_tokens += computes,
+            false => {
+                self.stats.prefill_tokens += computes;
+                self.prompt_budget = self.prompt_budget.saturating_sub(computes);
+            }
         }
         self.budget -= computes;
         seq.computed += len;
@@ -206,10 +214,40 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
             plan,
             record,
             budget: self.token_budget,
+            prompt_budget: self.prompts_beside_decoding(),
             samples_left: self.share_of_samples(),
             stats: StepStats::default(),
             forking: Vec::new(),
         }
+    }
+
+    /// How many tokens of prompts the next step may take. While few sequences decode, a step's time goes into reading
+    /// the weights, and prompts that fill it up cost little; a long step would cost everyone who decodes. With many there
+    /// is no more to be had for nothing, and prompts are best computed at once.
+    fn prompts_beside_decoding(&self) -> usize {
+        let whole = self.config.mixed_step_tokens;
+        if whole == 0 || !self.config.enable_chunked_prefill {
+            return usize::MAX;
+        }
+        let (mut decoding, mut left) = (0, 0);
+        for &key in &self.running {
+            let seq = &self.seqs[key];
+            match seq.decodes() {
+                // Its last token may be in flight.
+                true => decoding += usize::from(seq.sampling == 0 || seq.wanted() < seq.limit),
+                false => left += seq.wanted().saturating_sub(seq.computed) as usize,
+            }
+            if 2 * decoding >= whole {
+                return usize::MAX;
+            }
+        }
+        if decoding == 0 {
+            return usize::MAX;
+        }
+        let waiting = self.waiting.len().max(1);
+        let entering = waiting.min(self.free_slots.len());
+        left += self.waiting.tokens() / waiting * entering;
+        (left / SPREAD_STEPS).max(whole - decoding)
     }
 
     /// How many sequences a step may sample.

@@ -33,7 +33,7 @@ pub async fn completions(
     Extension(tenant): Extension<TenantId>,
     request: Request,
 ) -> Response {
-    answer(app, Endpoint::Completions, id.0, tenant, request).await
+    answer(app, Endpoint::Completions, id, tenant, request).await
 }
 
 pub async fn chat(
@@ -42,13 +42,13 @@ pub async fn chat(
     Extension(tenant): Extension<TenantId>,
     request: Request,
 ) -> Response {
-    answer(app, Endpoint::Chat, id.0, tenant, request).await
+    answer(app, Endpoint::Chat, id, tenant, request).await
 }
 
 async fn answer(
     app: Arc<App>,
     endpoint: Endpoint,
-    id: String,
+    id: RequestId,
     tenant: TenantId,
     request: Request,
 ) -> Response {
@@ -68,7 +68,7 @@ struct Started {
 async fn try_answer(
     app: Arc<App>,
     endpoint: Endpoint,
-    id: String,
+    id: RequestId,
     tenant: TenantId,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -154,7 +154,7 @@ async fn on_a_thread_that_may_block<T: Send + 'static>(
 fn parse(
     app: &App,
     endpoint: Endpoint,
-    id: String,
+    id: RequestId,
     bytes: &Bytes,
 ) -> Result<(Call, String), ApiError> {
     let value = body::json(bytes)?;
@@ -186,8 +186,8 @@ fn parse(
                 "request_id must have 1 to 128 printable ASCII characters and no space",
             ));
         }
-        Some(own) => own.clone(),
-        None => id,
+        Some(own) if !id.is_clients => own.clone(),
+        _ => id.text,
     };
     Ok((call, id))
 }

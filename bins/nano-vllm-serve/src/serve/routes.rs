@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::header::{ACCEPT, CONNECTION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -38,9 +38,13 @@ const OTHER_MODELS: [&str; 11] = [
     "/v1/images/generations",
 ];
 
-/// A request's id: the client's, or a new one.
+/// A request's id.
 #[derive(Clone)]
-pub struct RequestId(pub String);
+pub struct RequestId {
+    pub text: String,
+    /// Whether the client brought it in the head: then it goes before one in the body.
+    pub is_clients: bool,
+}
 
 /// The server's routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -82,14 +86,20 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let path = request.uri().path();
     let open = matches!(path, "/health" | "/ready");
     let (method, log_path) = (request.method().clone(), path.to_owned());
-    let id = client_id(&request).unwrap_or_else(|| app.ids.next());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let brought = client_id(&request);
+    let is_clients = brought.is_some();
+    let id = brought.unwrap_or_else(|| app.ids.next());
     let tenant = match app.keys.admit(request.headers()) {
         None if open => Some(TenantId::default()),
         tenant => tenant,
     };
     let mut response = match tenant {
         Some(tenant) => {
-            request.extensions_mut().insert(RequestId(id.clone()));
+            let text = id.clone();
+            request
+                .extensions_mut()
+                .insert(RequestId { text, is_clients });
             request.extensions_mut().insert(tenant);
             next.run(request).await
         }
@@ -118,7 +128,9 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
             "request"
         );
     }
-    response
+    let (status, route) = (response.status(), route.as_ref().map(MatchedPath::as_str));
+    let http = &app.metrics.http;
+    response.map(|body| http.watch(route, &method, status, started, body))
 }
 
 /// The id that the client brings, if it is short and plain enough to be repeated.

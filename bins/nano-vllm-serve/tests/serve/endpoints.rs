@@ -45,11 +45,14 @@ fn every_route_answers() {
     assert_eq!(wrong.error()["code"], 405);
     assert!(wrong.header("allow").is_some());
 
-    let body = endless("a", 3).to_string();
+    let mut body = endless("a", 3);
+    body["request_id"] = json!("of-the-body");
+    let answer = server.post("/v1/completions", &body);
+    assert_eq!(answer.json()["id"], "cmpl-of-the-body");
     let answer = server.raw(&request(
         "/v1/completions",
         "X-Request-Id: abc-1\r\n",
-        body.as_bytes(),
+        body.to_string().as_bytes(),
     ));
     assert_eq!(answer.header("x-request-id"), Some("abc-1"));
     assert_eq!(answer.json()["id"], "cmpl-abc-1");
@@ -68,7 +71,7 @@ fn every_route_answers() {
     ] {
         assert!(server.metric(name) > 0.0, "{name}");
     }
-    assert_eq!(server.metric("generation_tokens_total"), 6.0);
+    assert_eq!(server.metric("generation_tokens_total"), 9.0);
     server.wait_empty();
 }
 
@@ -133,6 +136,37 @@ fn browsers_of_other_origins_are_let_in_only_if_named() {
     assert_eq!(from("https://a.example", "OPTIONS").status, 204);
     assert_eq!(from("https://b.example", "GET").header(allow), None);
     assert_eq!(from("https://b.example", "OPTIONS").status, 405);
+}
+
+#[test]
+fn requests_are_counted_by_route_and_status() {
+    let mut server = Server::start(&["--api-key", "one"]);
+    assert_eq!(server.get("/v1/models").status, 401);
+    server.headers = "Authorization: Bearer one\r\n".to_owned();
+    server.ok("/v1/completions", &endless("a", 2));
+    let mut body = endless("a", 300);
+    body["stream"] = json!(true);
+    let mut events = server.stream("/v1/completions", &body);
+    events.next().expect("an event");
+    // A stream counts when it has ended.
+    let completions = r#"handler="/v1/completions",method="POST",status="2xx"}"#;
+    let counted = |line: &str| server.get("/metrics").text().contains(line);
+    assert!(counted(&format!("http_requests_total{{{completions} 1\n")));
+    drop(events.rest());
+    assert_eq!(server.get("/v1/models/none/such").status, 404);
+    assert_eq!(server.get("/none").status, 404);
+    let metrics = server.get("/metrics").text();
+    for line in [
+        "# TYPE http_requests_total counter".to_owned(),
+        format!("http_requests_total{{{completions} 2"),
+        r#"http_requests_total{handler="/v1/models",method="GET",status="4xx"} 1"#.to_owned(),
+        r#"http_requests_total{handler="none",method="GET",status="4xx"} 1"#.to_owned(),
+        r#"http_request_duration_seconds_count{handler="/v1/completions",method="POST"} 2"#
+            .to_owned(),
+        "http_request_duration_highr_seconds_count 5".to_owned(),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[test]

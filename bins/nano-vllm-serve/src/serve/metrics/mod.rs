@@ -2,11 +2,12 @@
 
 mod buckets;
 pub mod classic;
+mod http;
 mod register;
 mod tenants;
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use batch_scheduler::{StepStats, Totals};
 use engine::{FinishReason, RequestOutput, Stats};
@@ -17,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use self::http::HttpMetrics;
 use self::tenants::TenantMetrics;
 use super::auth::TenantId;
 
@@ -62,6 +64,7 @@ pub struct Metrics {
     pub request_params_n: Histogram,
     pub request_preemptions: Histogram,
     pub request_prefill_computed: Histogram,
+    pub http: Arc<HttpMetrics>,
     /// By tenant; empty if no key is needed.
     tenants: Vec<TenantMetrics>,
     success: Family<Label, Counter>,

@@ -1,7 +1,7 @@
 //! Under which names, with which labels and buckets the metrics are known.
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::buckets::{
     FIRST_TOKEN, INTER_TOKEN, ITERATION, LATENCY, PARAMS_N, PREEMPTIONS, token_buckets,
 };
+use super::http::HttpMetrics;
 use super::tenants::tenant_metrics;
 use super::{Label, Metrics, nothing};
 use crate::serve::auth::Tenant;
@@ -53,6 +54,7 @@ impl Metrics {
         tenants: &[Tenant],
     ) -> Self {
         let mut registry = Registry::default();
+        let http = Arc::new(HttpMetrics::new(&mut registry));
         let model_only = [("model_name".into(), model.to_owned().into())];
         let by_model = registry.sub_registry_with_labels(model_only.clone().into_iter());
         let tenants = tenant_metrics(by_model, tenants);
@@ -177,6 +179,7 @@ impl Metrics {
                 "nano_vllm:request_timeouts",
                 "Requests given up after --request-timeout",
             ),
+            http,
             tenants,
             seen: Mutex::new(nothing()),
             registry: Registry::default(),

@@ -158,6 +158,8 @@ fn requests_are_counted_by_route_and_status() {
     let metrics = server.get("/metrics").text();
     for line in [
         "# TYPE http_requests_total counter".to_owned(),
+        "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total ".to_owned(),
+        "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes ".to_owned(),
         format!("http_requests_total{{{completions} 2"),
         r#"http_requests_total{handler="/v1/models",method="GET",status="4xx"} 1"#.to_owned(),
         r#"http_requests_total{handler="none",method="GET",status="4xx"} 1"#.to_owned(),

@@ -3,6 +3,7 @@
 mod buckets;
 pub mod classic;
 mod http;
+mod process;
 mod register;
 mod tenants;
 

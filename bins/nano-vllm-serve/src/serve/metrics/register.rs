@@ -13,6 +13,7 @@ use super::buckets::{
     FIRST_TOKEN, INTER_TOKEN, ITERATION, LATENCY, PARAMS_N, PREEMPTIONS, token_buckets,
 };
 use super::http::HttpMetrics;
+use super::process::Process;
 use super::tenants::tenant_metrics;
 use super::{Label, Metrics, nothing};
 use crate::serve::auth::Tenant;
@@ -55,6 +56,7 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::default();
         let http = Arc::new(HttpMetrics::new(&mut registry));
+        registry.register_collector(Box::new(Process));
         let model_only = [("model_name".into(), model.to_owned().into())];
         let by_model = registry.sub_registry_with_labels(model_only.clone().into_iter());
         let tenants = tenant_metrics(by_model, tenants);

@@ -56,15 +56,19 @@ fn the_threshold_bounds_a_chunk() {
     assert_eq!(chunks, [(0, 3), (3, 3), (6, 2)]);
 }
 
+/// Prompts fill steps up to `tokens`, and nothing else is in their way.
+fn filled(tokens: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        mixed_step_tokens: tokens,
+        max_num_batched_tokens: 512,
+        max_model_len: 512,
+        ..config()
+    }
+}
+
 #[test]
 fn prompts_fill_the_steps_of_a_few_that_decode() {
-    let config = SchedulerConfig {
-        mixed_step_tokens: 6,
-        max_num_batched_tokens: 64,
-        max_model_len: 64,
-        ..config()
-    };
-    let mut s = scheduler(config, 64);
+    let mut s = scheduler(filled(6), 600);
     s.add(request(0, 20, 30)).unwrap();
     // Nobody decodes: the prompt is computed as fast as can be.
     assert_eq!(rows(&step(&mut s, 7).0), [(0, 20)]);
@@ -84,13 +88,10 @@ fn prompts_fill_the_steps_of_a_few_that_decode() {
 #[test]
 fn who_has_its_last_token_in_flight_does_not_decode() {
     let config = SchedulerConfig {
-        mixed_step_tokens: 6,
-        max_num_batched_tokens: 64,
-        max_model_len: 64,
         max_steps_in_flight: 2,
-        ..config()
+        ..filled(6)
     };
-    let mut s = scheduler(config, 64);
+    let mut s = scheduler(config, 600);
     s.add(request(0, 20, 1)).unwrap();
     s.schedule().expect("a step");
     s.add(request(1, 40, 1)).unwrap();
@@ -100,11 +101,8 @@ fn who_has_its_last_token_in_flight_does_not_decode() {
 #[test]
 fn the_more_prompts_wait_the_more_of_them_a_step_takes() {
     let config = SchedulerConfig {
-        mixed_step_tokens: 8,
-        max_num_batched_tokens: 512,
         max_num_seqs: 8,
-        max_model_len: 512,
-        ..config()
+        ..filled(8)
     };
     let mut s = scheduler(config, 600);
     s.add(request(0, 8, 100)).unwrap();
@@ -121,13 +119,7 @@ fn the_more_prompts_wait_the_more_of_them_a_step_takes() {
         left -= took;
     }
     // No more than have a slot: of 40 prompts of 320 tokens three can enter.
-    let config = SchedulerConfig {
-        mixed_step_tokens: 8,
-        max_num_batched_tokens: 512,
-        max_model_len: 512,
-        ..common::manual::config()
-    };
-    let mut s = scheduler(config, 600);
+    let mut s = scheduler(filled(8), 600);
     s.add(request(0, 8, 100)).unwrap();
     step(&mut s, 7);
     for id in 1..41 {

@@ -70,19 +70,20 @@ impl HttpMetrics {
         if route.is_some_and(|route| NOT_COUNTED.contains(&route)) {
             return body;
         }
+        // Anybody can make up methods; each would be a series.
+        let method = match method.as_str() {
+            known @ ("GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") => known,
+            _ => "other",
+        };
         Body::new(Watched {
             body,
             _end: End {
                 metrics: self.clone(),
-                handler: route.unwrap_or(NO_ROUTE).to_owned(),
-                // Anybody can make up methods; each would be a series.
-                method: match method.as_str() {
-                    known @ ("GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") => {
-                        known.to_owned()
-                    }
-                    _ => "other".to_owned(),
-                },
-                status: format!("{}xx", status.as_u16() / 100),
+                labels: [
+                    ("handler", route.unwrap_or(NO_ROUTE).to_owned()),
+                    ("method", method.to_owned()),
+                    ("status", format!("{}xx", status.as_u16() / 100)),
+                ],
                 since,
             },
         })
@@ -117,22 +118,18 @@ impl HttpBody for Watched {
 /// Counts a request when it is dropped.
 struct End {
     metrics: Arc<HttpMetrics>,
-    handler: String,
-    method: String,
-    status: String,
+    labels: RequestLabels,
     since: Instant,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
         let seconds = self.since.elapsed().as_secs_f64();
-        let [handler, method, status] =
-            [&mut self.handler, &mut self.method, &mut self.status].map(std::mem::take);
-        let labels = [("handler", handler.clone()), ("method", method.clone())];
-        self.metrics.times.get_or_create(&labels).observe(seconds);
+        let [handler, method, _] = self.labels.clone();
+        let times = self.metrics.times.get_or_create(&[handler, method]);
+        times.observe(seconds);
         self.metrics.fine.observe(seconds);
-        let labels = [("handler", handler), ("method", method), ("status", status)];
-        self.metrics.requests.get_or_create(&labels).inc();
+        self.metrics.requests.get_or_create(&self.labels).inc();
     }
 }
 

@@ -12,9 +12,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 /// `USER_HZ`, which is what Linux shows times in, whatever its own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+const STAT: &str = "/proc/self/stat";
+
 /// Reads `/proc` when the metrics are asked for.
 #[derive(Debug)]
 pub(super) struct Process;
+
+/// Empty where there is no such file.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
 
 /// The value of a line `name: value ...` of `text`.
 fn field(text: &str, name: &str) -> Option<f64> {
@@ -23,13 +30,13 @@ fn field(text: &str, name: &str) -> Option<f64> {
 }
 
 impl Process {
-    fn gauges() -> Vec<(&'static str, &'static str, f64)> {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let (status, stat) = (read("/proc/self/status"), read("/proc/self/stat"));
-        let (limits, system) = (read("/proc/self/limits"), read("/proc/stat"));
+    /// `stat` is that of the process.
+    fn gauges(stat: &str) -> Vec<(&'static str, &'static str, f64)> {
+        let [status, limits, system] =
+            ["/proc/self/status", "/proc/self/limits", "/proc/stat"].map(read);
         let bytes = |name| field(&status, name).map(|kib| kib * 1024.0);
         let start = field(&system, "btime")
-            .zip(after_name(&stat, 22))
+            .zip(after_name(stat, 22))
             .map(|(boot, ticks)| boot + ticks / TICKS_PER_SECOND);
         let files = fs::read_dir("/proc/self/fd").ok();
         let all = [
@@ -65,9 +72,8 @@ impl Process {
     }
 
     /// Seconds of processor time.
-    fn cpu() -> Option<f64> {
-        let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        Some((after_name(&stat, 14)? + after_name(&stat, 15)?) / TICKS_PER_SECOND)
+    fn cpu(stat: &str) -> Option<f64> {
+        Some((after_name(stat, 14)? + after_name(stat, 15)?) / TICKS_PER_SECOND)
     }
 }
 
@@ -79,12 +85,13 @@ fn after_name(stat: &str, number: usize) -> Option<f64> {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        for (name, help, value) in Self::gauges() {
+        let stat = read(STAT);
+        for (name, help, value) in Self::gauges(&stat) {
             let gauge = ConstGauge::new(value);
             let kind = MetricType::Gauge;
             gauge.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
         }
-        if let Some(seconds) = Self::cpu() {
+        if let Some(seconds) = Self::cpu(&stat) {
             let counter = ConstCounter::new(seconds);
             let help = "Total user and system CPU time spent in seconds";
             let kind = MetricType::Counter;
@@ -114,7 +121,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn this_process_is_there() {
-        let gauges = Process::gauges();
+        let stat = read(STAT);
+        let gauges = Process::gauges(&stat);
         let value = |name| {
             gauges
                 .iter()
@@ -130,6 +138,6 @@ mod tests {
             .as_secs_f64()
             - value("process_start_time_seconds").unwrap();
         assert!((-2.0..86_400.0).contains(&age), "{age} s old");
-        assert!(Process::cpu().is_some());
+        assert!(Process::cpu(&stat).is_some());
     }
 }

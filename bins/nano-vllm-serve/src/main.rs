@@ -13,10 +13,13 @@ mod serve;
 mod sizes;
 mod vllm_flags;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
+use serve::config_file::ConfigFile;
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser, Debug)]
@@ -38,14 +41,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = vllm_flags::spell(std::env::args_os().collect());
-    let arguments = serve::config_file::expand(arguments).and_then(vllm_flags::settle);
-    let mut cli = match arguments {
-        Ok(arguments) => Cli::parse_from(arguments),
-        Err(error) => {
-            eprintln!("nano-vllm-serve: {}", one_line(&error));
-            return ExitCode::from(2);
-        }
+    let mut cli = match parse(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
     };
     log(&cli.command);
     let failed = |error: &anyhow::Error| {
@@ -78,6 +76,38 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// The command line with the flags of `--config`. What is wrong is said here, and if it stands in that file, this too.
+fn parse(line: Vec<OsString>) -> Result<Cli, ExitCode> {
+    let line = vllm_flags::spell(line);
+    let say = |error: &anyhow::Error| eprintln!("nano-vllm-serve: {}", one_line(error));
+    let usage = ExitCode::from(2);
+    let file = ConfigFile::of(&line).map_err(|error| {
+        say(&error);
+        usage
+    })?;
+    let say_place = |flag: &str| {
+        if let Some(place) = file.as_ref().and_then(|file| file.place(flag)) {
+            eprintln!("nano-vllm-serve: {place}");
+        }
+    };
+    let line = file
+        .as_ref()
+        .map_or(line.clone(), |file| file.expand(&line));
+    let line = vllm_flags::settle(line).map_err(|error| {
+        say(&error);
+        say_place(&error.to_string());
+        usage
+    })?;
+    Cli::try_parse_from(line).map_err(|error| {
+        // Help is an error, too, and goes to standard output.
+        let _ = error.print();
+        if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) {
+            say_place(flag);
+        }
+        ExitCode::from(error.exit_code() as u8)
+    })
 }
 
 impl Command {

@@ -9,36 +9,60 @@ use serde_yaml_ng::Value;
 
 use crate::vllm_flags::{settle, subject};
 
-/// `args` with the flags of the file that `--config` names, if it names one. A flag that is on the
-/// command line too is left out of the file's.
-pub fn expand(args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
-    let text: Vec<String> = args
-        .iter()
-        .map(|a| a.to_string_lossy().into_owned())
-        .collect();
-    // `serve` only: the other commands have no such flag.
-    if text.get(1).map(String::as_str) != Some("serve") {
-        return Ok(args);
+/// What the file that `--config` names adds to the command line.
+#[derive(Debug)]
+pub struct ConfigFile {
+    path: String,
+    flags: Vec<String>,
+}
+
+impl ConfigFile {
+    /// The file that `args` name, if they name one. A flag that is among them too is left out of the
+    /// file's.
+    pub fn of(args: &[OsString]) -> anyhow::Result<Option<Self>> {
+        let text: Vec<String> = args
+            .iter()
+            .map(|a| a.to_string_lossy().into_owned())
+            .collect();
+        // `serve` only: the other commands have no such flag.
+        if text.get(1).map(String::as_str) != Some("serve") {
+            return Ok(None);
+        }
+        let path = text.iter().enumerate().find_map(|(at, arg)| {
+            arg.strip_prefix("--config=")
+                .map(str::to_owned)
+                .or_else(|| (arg == "--config").then(|| text.get(at + 1).cloned())?)
+        });
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        let source = std::fs::read_to_string(Path::new(&path))
+            .with_context(|| format!("cannot read --config {path}"))?;
+        let mut given: Vec<String> = text.iter().map(|arg| subject(arg)).collect();
+        if has_model(args) {
+            given.push(MODEL.to_owned());
+        }
+        let flags = flags(&source, &given).with_context(|| format!("--config {path}"))?;
+        Ok(Some(Self { path, flags }))
     }
-    let file = text.iter().enumerate().find_map(|(at, arg)| {
-        arg.strip_prefix("--config=")
-            .map(str::to_owned)
-            .or_else(|| (arg == "--config").then(|| text.get(at + 1).cloned())?)
-    });
-    let Some(file) = file else {
-        return Ok(args);
-    };
-    let source = std::fs::read_to_string(Path::new(&file))
-        .with_context(|| format!("cannot read --config {file}"))?;
-    let mut given: Vec<String> = text.iter().map(|arg| subject(arg)).collect();
-    if has_model(&args) {
-        given.push(MODEL.to_owned());
+
+    /// `args` with the file's flags before their own.
+    pub fn expand(&self, args: &[OsString]) -> Vec<OsString> {
+        let (command, own) = args.split_at(2);
+        let flags = self.flags.iter().map(OsString::from);
+        let command = command.iter().cloned();
+        command.chain(flags).chain(own.iter().cloned()).collect()
     }
-    let flags = flags(&source, &given).with_context(|| format!("--config {file}"))?;
-    let mut all: Vec<OsString> = args[..2].to_vec();
-    all.extend(flags.into_iter().map(OsString::from));
-    all.extend(args[2..].iter().cloned());
-    Ok(all)
+
+    /// Where the flag that `text` begins with stands, if it is the file's.
+    pub fn place(&self, text: &str) -> Option<String> {
+        fn name(text: &str) -> &str {
+            let end = text.find(|c: char| !c.is_alphanumeric() && c != '-');
+            &text[..end.unwrap_or(text.len())]
+        }
+        let known = self.flags.iter().any(|flag| name(flag) == name(text));
+        known.then(|| format!("{} stands in --config {}", name(text), self.path))
+    }
 }
 
 const MODEL: &str = "--model";
@@ -164,8 +188,9 @@ mod tests {
         let parsed = |line: &str| {
             let line = line.replace("FILE", file);
             let line = line.split(' ').map(OsString::from).collect();
-            let line = expand(crate::vllm_flags::spell(line)).and_then(settle)?;
-            match crate::Cli::try_parse_from(line)?.command {
+            let line = crate::vllm_flags::spell(line);
+            let file = ConfigFile::of(&line)?.expect("the line names one");
+            match crate::Cli::try_parse_from(settle(file.expand(&line))?)?.command {
                 crate::Command::Serve(args) => Ok::<_, anyhow::Error>(args),
                 _ => panic!("not serve"),
             }

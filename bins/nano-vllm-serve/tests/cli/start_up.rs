@@ -120,6 +120,33 @@ fn options_that_cannot_work_are_named() {
 }
 
 #[test]
+fn a_wrong_flag_of_a_configuration_file_is_said_to_stand_there() {
+    let scratch = Scratch::new();
+    let error = |yaml: &str, flag: &str| {
+        let file = scratch.file("config.yaml", yaml);
+        let ran = run(&["serve", "--cpu", flag, "--config", &file], b"");
+        (ran.error(2).to_owned(), file)
+    };
+    for (yaml, flag) in [
+        ("no-such: 1", "--no-such"),
+        ("port: many", "--port"),
+        // vLLM's, refused.
+        ("swap_space: 4", "--swap-space"),
+    ] {
+        let (error, file) = error(yaml, "--cpu");
+        let place = format!("{flag} stands in --config {file}");
+        assert!(error.contains(&place), "{yaml}: {error}");
+    }
+    // The command line's own, and nothing of what keys are.
+    let (error, _) = error("api-key: [secret]", "--bogus");
+    assert!(
+        error.contains("--bogus") && !error.contains("stands in"),
+        "{error}"
+    );
+    assert!(!error.contains("secret"), "{error}");
+}
+
+#[test]
 #[cfg(not(feature = "cuda"))]
 fn a_build_without_cuda_says_so() {
     refuse(&["--device", "cuda"], 1, "--features cuda");

@@ -92,9 +92,10 @@ fn parse(line: Vec<OsString>) -> Result<Cli, ExitCode> {
             eprintln!("nano-vllm-serve: {place}");
         }
     };
-    let line = file
-        .as_ref()
-        .map_or(line.clone(), |file| file.expand(&line));
+    let line = match &file {
+        Some(file) => file.expand(&line),
+        None => line,
+    };
     let line = vllm_flags::settle(line).map_err(|error| {
         say(&error);
         say_place(&error.to_string());

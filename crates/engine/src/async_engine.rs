@@ -49,8 +49,9 @@ pub(crate) enum Command {
     },
 }
 
-/// Is told on the core's thread of the figures after each step, and when work comes to an idle
-/// engine; the flag says whether work is left. It must be quick: no step begins meanwhile.
+/// Is told on the core's thread of the figures after each step, before what it brought goes out,
+/// and when work comes to an idle engine; the flag says whether work is left. It must be quick: no
+/// step begins meanwhile.
 pub type StepObserver = Box<dyn FnMut(&Stats, bool) + Send>;
 
 /// An engine at one moment.
@@ -302,11 +303,12 @@ impl<R: Runner> CoreThread<R> {
                 }
             }
             let result = self.core.step(&mut self.events);
+            // Whoever has an answer finds figures that its last step is in.
+            self.observe();
             self.deliver();
             if let Err(dead) = result {
                 return dead.to_string();
             }
-            self.observe();
         }
     }
 

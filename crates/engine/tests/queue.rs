@@ -31,6 +31,8 @@ fn a_full_queue_refuses_and_an_observer_sees_the_end() {
             ..QueueLimits::default()
         },
         observer: Some(Box::new(move |stats, working| {
+            // Long enough for a reader to look before this, if an answer went out first.
+            std::thread::sleep(Duration::from_millis(5));
             observed.lock().unwrap().push((*stats, working));
         })),
     };
@@ -54,6 +56,12 @@ fn a_full_queue_refuses_and_an_observer_sees_the_end() {
     assert_eq!(
         (text(first), text(second)),
         ("defgh".into(), "defgh".into())
+    );
+    let (last, _) = *seen.lock().unwrap().last().unwrap();
+    assert_eq!(
+        (last.running, last.waiting),
+        (0, 0),
+        "figures of before the answer"
     );
     wait_until("empty", || engine.num_queued() == 0);
     // A dropped request leaves the queue too.

@@ -303,8 +303,10 @@ impl<R: Runner> CoreThread<R> {
                 }
             }
             let result = self.core.step(&mut self.events);
-            // Whoever has an answer finds figures that its last step is in.
-            self.observe();
+            if result.is_ok() {
+                // Whoever has a token finds figures that its step is in.
+                self.observe();
+            }
             self.deliver();
             if let Err(dead) = result {
                 return dead.to_string();

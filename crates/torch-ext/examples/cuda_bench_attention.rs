@@ -191,9 +191,8 @@ fn fused(kernels: &Kernels, copy: f64) -> Outcome<()> {
                     };
                     let (out, scores) = (&setup.out, &setup.scores);
                     if fused {
-                        return kernels.attention_decode_fused(
-                            &write, &kv, &seqs, out, scores, 4096, &workspace,
-                        );
+                        return kernels
+                            .attention_decode_fused(&write, &kv, out, scores, 4096, &workspace);
                     }
                     let q = kernels.write_kv(&write)?;
                     kernels.attention_decode(&q, &kv, &seqs, out, scores, 4096, 1, &workspace)

@@ -426,9 +426,8 @@ fn writing_and_attending_in_one_changes_no_bit() {
                 let out = case.poison();
                 let scores = &case.scores;
                 match fused {
-                    true => kernels.attention_decode_fused(
-                        &write, &paged, &seqs, &out, scores, most, &workspace,
-                    ),
+                    true => kernels
+                        .attention_decode_fused(&write, &paged, &out, scores, most, &workspace),
                     false => {
                         let q = kernels.write_kv(&write).unwrap();
                         kernels

@@ -95,7 +95,8 @@ DEVICE void store_out(elem *p, float4 x) {
 DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp2_fast(x - max); }
 
 /// q: [tokens, heads, HEAD_DIM]; k, v: [blocks, kv_heads, block_size, HEAD_DIM];
-/// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]].
+/// out: [tokens, heads, HEAD_DIM]. For seqs[i] the query is row query_start[seqs[i]]; FUSED: for first_seq + i, and there is
+/// no such list, which would be one trip to memory more before anything begins.
 /// part: [items, rows, HEAD_DIM], or, cut evenly, [gridDim.x, 2, rows, HEAD_DIM]; part_ml: the same without HEAD_DIM;
 /// counters: [n, kv_heads * groups], zero before and after.
 /// even: 0, or work is cut evenly if there are more items than blocks, and some contexts have several splits or there are so
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
                      int heads, int kv_heads, int groups, int rows, int width, int blocks,
                      int block_size, int max_context, int window, int max_splits, int even,
-                     float scale, float soft_cap, int fresh
+                     float scale, float soft_cap, int fresh, int first_seq
 #if FUSED
                      ,
                      elem *k_write, elem *v_write, const elem *q_norm, const elem *k_norm, float eps,
@@ -144,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         int i = base + tid;
         int2 x = make_int2(0, 0);
         if (i < n) {
-            int seq = seqs[i];
+            int seq = FUSED ? first_seq + i : seqs[i];
             bool known = seq >= 0 && seq < num_seqs;
             int context = known ? context_len[seq] : 0, row = known ? query_start[seq] : -1;
             table_rows[i] = known ? seq : 0;

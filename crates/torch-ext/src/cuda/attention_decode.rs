@@ -206,7 +206,7 @@ impl Kernels {
             op: OP,
             q,
             kv,
-            seqs,
+            seqs: Some(seqs),
             out,
             scores,
             max_context,
@@ -216,7 +216,7 @@ impl Kernels {
     }
 
     /// [`write_kv`](Self::write_kv) and then [`attention_decode`](Self::attention_decode), the same bits
-    /// in one kernel, where every token of the batch is the newest of a sequence in `seqs`: its key and
+    /// in one kernel, where every sequence of `kv` has one token in the batch, its newest: that one's key and
     /// value go where the block table has the context's last token (`fresh.slots` is not looked at).
     /// `fresh`'s cache must be `kv`'s. A sequence with a context of more than `max_context` tokens is
     /// left out.
@@ -228,7 +228,6 @@ impl Kernels {
         &self,
         fresh: &WriteKv,
         kv: &PagedKv,
-        seqs: &Tensor,
         out: &Tensor,
         scores: &Scores,
         max_context: usize,
@@ -258,7 +257,7 @@ impl Kernels {
             op: OP,
             q: fresh.qkv,
             kv,
-            seqs,
+            seqs: None,
             out,
             scores,
             max_context,
@@ -290,7 +289,10 @@ impl Kernels {
             tensor,
             device: self.device(),
         };
-        let [n] = operand("seqs", seqs).of(&[Kind::Int], [None])?;
+        let n = match seqs {
+            Some(seqs) => operand("seqs", seqs).of(&[Kind::Int], [None])?[0],
+            None => shape.seqs,
+        };
         let heads = shape.heads;
         let fits = heads == workspace.heads
             && workspace.part.device() == self.device()
@@ -339,7 +341,7 @@ impl Kernels {
             let launch = Launch::new([grid, 1, 1], 32 * WARPS as u32)
                 .shared(plan.shared as u32)
                 .pdl();
-            let seqs = seqs.narrow(0, begin as i64, count as i64);
+            let seqs = seqs.map(|seqs| seqs.narrow(0, begin as i64, count as i64));
             let mut args = vec![
                 q.into(),
                 kv.k.into(),
@@ -347,7 +349,7 @@ impl Kernels {
                 kv.block_tables.into(),
                 kv.query_start.into(),
                 kv.context_len.into(),
-                (&seqs).into(),
+                seqs.as_ref().into(),
                 out.into(),
                 (&workspace.part).into(),
                 (&workspace.part_max).into(),
@@ -369,6 +371,7 @@ impl Kernels {
                 Arg::from(scores.scale as f32),
                 Arg::from(soft_cap),
                 Arg::from(fresh.min(i32::MAX as usize) as i32),
+                Arg::from(begin as i32),
             ];
             if let Some((fresh, write)) = fused {
                 args.extend([
@@ -396,7 +399,7 @@ struct Work<'a> {
     op: &'static str,
     q: &'a Tensor,
     kv: &'a PagedKv<'a>,
-    seqs: &'a Tensor,
+    seqs: Option<&'a Tensor>,
     out: &'a Tensor,
     scores: &'a Scores,
     max_context: usize,

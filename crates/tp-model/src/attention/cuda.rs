@@ -91,16 +91,18 @@ impl AttentionBackend for Paged {
     ) -> Option<Tensor> {
         let work = batch.work.as_ref()?;
         let (seqs, workspace) = (work.decode.as_ref()?, work.workspace.as_ref()?);
-        // Every token is the newest of its sequence.
+        // Every sequence has one token, its newest.
         let tokens = qkv.size()[0];
-        if work.prefill.is_some() || work.fresh != 1 || seqs.size()[0] != tokens {
+        let one_each = [seqs, &batch.context_len]
+            .iter()
+            .all(|x| x.size()[0] == tokens);
+        if work.prefill.is_some() || work.fresh != 1 || !one_each {
             return None;
         }
         let out = output(tokens, layer, qkv);
         computed(self.kernels.attention_decode_fused(
             &written(qkv, layer, kv, batch),
             &paged(kv, batch),
-            seqs,
             &out,
             &scores(layer),
             work.max_context,

@@ -1,10 +1,13 @@
 //! One-shot exchanges with all ranks on one GPU, each on a stream of its own, against float64.
 //!
-//! Best with `CUDA_DEVICE_MAX_CONNECTIONS=32`, so that no two streams share a queue of the device,
-//! and `CUDA_MODULE_LOADING=EAGER`. Nothing hangs otherwise: a rank that waits for more than
-//! [`PATIENCE`] gives up, and the test fails.
+//! Best with `CUDA_DEVICE_MAX_CONNECTIONS=32`, so that no two streams share a queue of the device.
+//! Nothing hangs otherwise: a rank that waits for more than [`PATIENCE`] gives up, and the test fails.
+//! While a rank waits on the device, what synchronizes with it (memory that is freed, code that is
+//! loaded) waits too, and may hold up the launch of the rank that is waited for. So one test runs at
+//! a time, and each kernel is launched alone before it is launched behind others.
 #![cfg(feature = "cuda")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -16,21 +19,29 @@ const EPS: f64 = 1e-5;
 const PATIENCE: Duration = Duration::from_secs(5);
 const HALVES: [Kind; 2] = [Kind::BFloat16, Kind::Half];
 
-/// Ranks, and the stream of each.
-struct Ranks(Vec<(OneShot, Stream)>);
+/// Ranks and the stream of each, while no other test has the device.
+struct Ranks(Vec<(OneShot, Stream)>, #[expect(dead_code)] Turn);
+
+type Turn = MutexGuard<'static, ()>;
+
+fn turn() -> Turn {
+    static DEVICE: Mutex<()> = Mutex::new(());
+    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn ranks(count: usize) -> Option<Ranks> {
     if !cuda::is_available() {
         println!("skipped: no CUDA device");
         return None;
     }
+    let turn = turn();
     let group = OneShot::group(&vec![0; count], PATIENCE).unwrap();
     let ranks = group
         .into_iter()
         .map(|rank| (rank, Stream::new(0).unwrap()));
     // All ranks have the device's kernels in common, so the first one's launch loads the code for
     // all, and nobody waits for a rank meanwhile.
-    Some(Ranks(ranks.collect()))
+    Some(Ranks(ranks.collect(), turn))
 }
 
 impl Ranks {
@@ -222,9 +233,14 @@ fn graphs_replay_exchanges() {
                 .unwrap();
             (rank.broadcast(&normed, count - 1).unwrap(), sum)
         };
-        // Loads the code, one operation after the other: while a rank waits, nothing is loaded.
+        // Loads the code, one operation after the other.
         drop(ranks.each(|at, rank| rank.all_reduce_sum(&inputs[at]).unwrap()));
         drop(ranks.each(|at, rank| rank.broadcast(&inputs[at], 0).unwrap()));
+        let mut spare: Vec<Tensor> = residuals.iter().map(Tensor::copy).collect();
+        drop(ranks.each(|at, rank| {
+            rank.all_reduce_norm(&inputs[at], &mut spare[at], &gain, EPS)
+                .unwrap()
+        }));
         drop(ranks.each(|at, rank| record(rank, &inputs[at], &residuals[at])));
         let mut graphs = Vec::new();
         for (at, (rank, stream)) in ranks.0.iter().enumerate() {
@@ -273,6 +289,7 @@ fn a_rank_that_does_not_come_is_named() {
         println!("skipped: no CUDA device");
         return;
     }
+    let _turn = turn();
     let group = OneShot::group(&[0, 0], Duration::from_millis(200)).unwrap();
     Stream::new(0).unwrap().make_current().unwrap();
     let x = on(&random(&[64], Kind::Half));

@@ -1,27 +1,31 @@
-//! Counter-based noise: a pure function of seed, position and token.
+//! Counter-based noise: a pure function of seed, position, and token or group of tokens.
 //!
 //! The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy
 //! as 1, 2, 3*, SC'11). The token at `position` of a sequence with `seed` uses
 //!
 //! - key `[seed mod 2^32, seed div 2^32]`,
-//! - counter `[token div 4, position, 0, 0]`, output word `r` number `token mod 4`,
+//! - for each group of 64 tokens, `group = token div 64`, counter `[group div 4, position, 1, 0]`,
+//!   output word `r` number `group mod 4`,
+//! - for each token counter `[token div 4, position, 0, 0]`, output word `r` number `token mod 4`,
 //! - `u = (r + 1/2) / 2^32`, `e = -ln(1 - u)`, which is exponentially distributed, and
 //! - `g = -ln(e)`, which has the Gumbel distribution.
 //!
-//! With weights `w_i = exp(x_i)` the token with the largest `x_i + g_i`, which is the one with the
-//! smallest `e_i / w_i`, is token `i` with probability `w_i / sum(w)` (the Gumbel-max trick; the
-//! exponential race), so no normalisation and no sort is needed. Small `e` decide, and they
-//! come from small `r`, where `u` has its full precision; hence `1 - u` and not `u`.
+//! With weights `w_i = exp(x_i)` the one with the largest `x_i + g_i`, which is the one with the
+//! smallest `e_i / w_i`, is `i` with probability `w_i / sum(w)` (the Gumbel-max trick; the
+//! exponential race), so no normalisation and no sort is needed. First the groups race, each with
+//! the sum of its tokens' weights, then the tokens of the group that has won: token `i` of group
+//! `G` comes with probability `w_G / sum(w) * w_i / w_G` (top-down sampling of a Gumbel process:
+//! Maddison, Tarlow, Minka: *A\* sampling*, NIPS'14). So a row takes one random word for every 64
+//! tokens, and not one for each. Small `e` decide, and they come from small `r`, where `u` has its
+//! full precision; hence `1 - u` and not `u`.
 
 const MUL: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const LOW: u64 = 0xFFFF_FFFF;
 const ROUNDS: usize = 10;
 
-/// Tokens that [`Noise::words`] covers at once.
-pub(crate) const BLOCK: usize = 64;
-/// Philox counters that are computed side by side (registers, not meaning, set this).
-const LANES: usize = 4;
+/// Tokens of a group.
+pub(crate) const GROUP: usize = 64;
 
 /// No `g` is larger: the smallest `u` is `2^-33`.
 pub(crate) const MAX_GUMBEL: f64 = 22.875;
@@ -90,38 +94,14 @@ impl Noise {
         gumbel(self.word(token))
     }
 
-    /// The random words of tokens `first..first + 64`; `first` is a multiple of 4.
-    /// The same function as [`philox4x32`], written so that compilers vectorize it.
-    pub(crate) fn words(&self, first: u32) -> [u32; BLOCK] {
-        let mut out = [0; BLOCK];
-        let mut counter = first / 4;
-        for out in out.chunks_exact_mut(4 * LANES) {
-            let mut x0: [u64; LANES] = std::array::from_fn(|lane| u64::from(counter + lane as u32));
-            let mut x1 = [u64::from(self.position); LANES];
-            let mut x2 = [0; LANES];
-            let mut x3 = [0; LANES];
-            let mut key = self.key;
-            for _ in 0..ROUNDS {
-                for lane in 0..LANES {
-                    // The masks tell the compiler that 32-bit multiplications are enough.
-                    let a = MUL[0] * (x0[lane] & LOW);
-                    let b = MUL[1] * (x2[lane] & LOW);
-                    x0[lane] = (b >> 32) ^ x1[lane] ^ u64::from(key[0]);
-                    x1[lane] = b & LOW;
-                    x2[lane] = (a >> 32) ^ x3[lane] ^ u64::from(key[1]);
-                    x3[lane] = a & LOW;
-                }
-                key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-            }
-            for (lane, words) in out.chunks_exact_mut(4).enumerate() {
-                words[0] = x0[lane] as u32;
-                words[1] = x1[lane] as u32;
-                words[2] = x2[lane] as u32;
-                words[3] = x3[lane] as u32;
-            }
-            counter += LANES as u32;
-        }
-        out
+    /// The random words of groups `first..first + 4`; `first` is a multiple of 4.
+    pub(crate) fn group_words(&self, first: u32) -> [u32; 4] {
+        philox4x32([first / 4, self.position, 1, 0], self.key)
+    }
+
+    /// The Gumbel noise of a group of 64 tokens.
+    pub fn group_gumbel(&self, group: u32) -> f64 {
+        gumbel(self.group_words(group)[(group % 4) as usize])
     }
 }
 
@@ -153,20 +133,6 @@ mod tests {
             ),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
-    }
-
-    #[test]
-    fn blocks_are_the_same_function() {
-        for (seed, position, first) in [
-            (0, 0, 0),
-            (u64::MAX, u32::MAX, 64),
-            (0x0123_4567_89ab_cdef, 77, 151_872),
-        ] {
-            let noise = Noise::new(seed, position);
-            for (offset, &word) in noise.words(first).iter().enumerate() {
-                assert_eq!(word, noise.word(first + offset as u32));
-            }
-        }
     }
 
     #[test]

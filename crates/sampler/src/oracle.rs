@@ -3,7 +3,7 @@
 //! It recounts and sorts the whole vocabulary for each token, from the sequence's full history.
 
 use crate::error::SampleError;
-use crate::noise::Noise;
+use crate::noise::{GROUP, Noise};
 use crate::params::{MAX_LOGIT_BIAS, SamplingParams};
 
 /// A sequence, as far as sampling its next token depends on it.
@@ -72,14 +72,23 @@ pub fn sample_row(logits: &[f32], history: &History<'_>) -> Result<u32, SampleEr
     let position = history.prompt.len() + history.output.len();
     let noise = Noise::new(history.seed, position as u32);
     let probabilities = distribution(logits, history)?;
+    let groups = probabilities.chunks(GROUP).map(|group| group.iter().sum());
+    let group = winner(groups, |group| noise.group_gumbel(group));
+    let first = group * GROUP as u32;
+    let tokens = probabilities.iter().copied().skip(first as usize);
+    Ok(first + winner(tokens.take(GROUP), |i| noise.gumbel(first + i)))
+}
+
+/// Which has the largest `ln(weight) + noise`; of equal ones the first.
+fn winner(weights: impl Iterator<Item = f64>, noise: impl Fn(u32) -> f64) -> u32 {
     let mut best = (f64::NEG_INFINITY, 0);
-    for (token, probability) in (0..).zip(probabilities) {
-        let score = probability.ln() + noise.gumbel(token);
+    for (i, weight) in (0..).zip(weights) {
+        let score = weight.ln() + noise(i);
         if score > best.0 {
-            best = (score, token);
+            best = (score, i);
         }
     }
-    Ok(best.1)
+    best.1
 }
 
 /// The largest logit, if all are numbers below infinity and one is above -inf.

@@ -1,19 +1,21 @@
-//! The race: which token has the largest `x + g`, without computing `g` for most.
+//! The race: which group of tokens has the largest `ln(sum of exp(x)) + g`, and which of its tokens
+//! the largest `x + g`, without computing sum or `g` for most groups.
 //!
-//! A token's random word bounds its noise: `e = -ln(1 - u)` is at least `u`, so `g = -ln(e)` is at
-//! most `-ln(u)`; and a float's bits, read as a number, are a piecewise linear logarithm that is
-//! never above the true one. Only tokens whose bound exceeds the best score so far are scored
-//! exactly, in float64; and chunks in which no noise could help are skipped altogether.
+//! A group's sum is at most 64 times its largest weight. Its random word bounds its noise:
+//! `e = -ln(1 - u)` is at least `u`, so `g = -ln(e)` is at most `-ln(u)`; and a float's bits, read as
+//! a number, are a piecewise linear logarithm that is never above the true one. Only groups whose
+//! bound exceeds the best score so far, some 64 in thousands, are added up, in float64.
 
+use crate::exp::exp_chunk;
 use crate::filter::scaled;
 use crate::noise::{MAX_GUMBEL, Noise, gumbel};
 use crate::scan::{CHUNK, Scan};
 
-/// Covers the rounding of everything that is float32 below (all terms are below 30).
-const SLACK: f64 = 1e-3;
+/// ln(64), and something for the rounding of sums and bounds.
+const LN_CHUNK: f64 = 6.0 * std::f64::consts::LN_2 + 1e-6;
 
 /// The token that is sampled: of those with logits of at least `threshold` the one with the
-/// largest `scaled(logit) + gumbel`, and of equal ones the first.
+/// largest `scaled(logit) + gumbel` in the group that has won, and of equal ones the first.
 pub(crate) fn race(
     row: &[f32],
     scan: &Scan,
@@ -21,48 +23,86 @@ pub(crate) fn race(
     temperature: f64,
     noise: &Noise,
 ) -> u32 {
-    let favourite = scan.argmax(row);
-    let mut best = (noise.gumbel(favourite), favourite);
+    let exponents = |chunk: &[f32]| {
+        let mut out = [f64::NEG_INFINITY; CHUNK];
+        for (out, &logit) in out.iter_mut().zip(chunk) {
+            if logit >= threshold {
+                *out = scaled(logit, scan.max, temperature);
+            }
+        }
+        out
+    };
+    let weight = |chunk: &[f32]| exp_chunk(&exponents(chunk)).iter().sum::<f64>();
+
+    // The group of the largest logit first: it probably leaves few others to look at.
+    let favourite = scan.argmax(row) as usize / CHUNK;
+    let chunk = row.chunks(CHUNK).nth(favourite).unwrap_or_default();
+    let mut best = (
+        weight(chunk).ln() + noise.group_gumbel(favourite as u32),
+        favourite,
+    );
+    let mut words = (usize::MAX, [0; 4]);
     for (first, chunk) in scan.chunks_from(row, threshold) {
-        let chunk_max = scan.chunk_max[first / CHUNK];
-        if scaled(chunk_max, scan.max, temperature) + MAX_GUMBEL < best.0 {
+        let group = first / CHUNK;
+        let most = scaled(scan.chunk_max[group], scan.max, temperature) + LN_CHUNK;
+        if most + MAX_GUMBEL < best.0 {
             continue;
         }
-        let words = noise.words(first as u32);
-        let bounds = bounds(chunk, &words, scan.max, (1.0 / temperature) as f32);
-        let mut bar = (best.0 - SLACK) as f32;
-        if !bounds.iter().any(|&bound| bound >= bar) {
+        if words.0 != group / 4 {
+            words = (group / 4, noise.group_words(group as u32));
+        }
+        let word = words.1[group % 4];
+        if most + gumbel_bound(word) < best.0 {
             continue;
         }
-        for (i, &logit) in chunk.iter().enumerate() {
-            if bounds[i] < bar || logit < threshold {
-                continue;
-            }
-            let score = scaled(logit, scan.max, temperature) + gumbel(words[i]);
-            let token = (first + i) as u32;
-            if score > best.0 || (score == best.0 && token < best.1) {
-                best = (score, token);
-                bar = (best.0 - SLACK) as f32;
-            }
+        let score = weight(chunk).ln() + gumbel(word);
+        if score > best.0 || (score == best.0 && group < best.1) {
+            best = (score, group);
         }
     }
-    best.1
+
+    let first = best.1 * CHUNK;
+    let exponents = exponents(&row[first..row.len().min(first + CHUNK)]);
+    let mut best = (f64::NEG_INFINITY, first);
+    for (token, exponent) in (first..).zip(exponents) {
+        let score = exponent + noise.gumbel(token as u32);
+        if score > best.0 {
+            best = (score, token);
+        }
+    }
+    best.1 as u32
 }
 
-/// Upper bounds of the scores; -inf beyond the end of the row.
-fn bounds(chunk: &[f32], words: &[u32; CHUNK], max: f32, inverse_temperature: f32) -> [f32; CHUNK] {
-    /// Bits of the float 2^31.
-    const BITS_OF_2_31: i32 = 0x4F00_0000;
-    /// ln(2) / 2^23: what one step of a float's bits adds to its (piecewise linear) logarithm.
-    const PER_BIT: f32 = std::f32::consts::LN_2 / 8_388_608.0;
+/// At least the Gumbel noise that a word stands for.
+fn gumbel_bound(word: u32) -> f64 {
+    /// Bits of the float 2^32.
+    const BITS_OF_2_32: i32 = 0x4F80_0000;
+    /// What one step of a float's bits adds to its (piecewise linear) logarithm.
+    const PER_BIT: f64 = std::f64::consts::LN_2 / 8_388_608.0;
+    // At most `u`, without rounding: the float has all bits of a word that may win, and a larger
+    // word's are cut off.
+    let below = (word & !(0xFF * u32::from(word >> 24 != 0))) as f32;
+    f64::from(BITS_OF_2_32 - below.to_bits() as i32) * PER_BIT
+}
 
-    let mut out = [f32::NEG_INFINITY; CHUNK];
-    for ((out, &logit), &word) in out.iter_mut().zip(chunk).zip(words) {
-        // Signed conversion is one instruction; halving rounds down, so the bound stays one.
-        // Word 0 and 1 give bits 0 and a bound of 109, which is one too.
-        let half = (word >> 1) as i32 as f32;
-        let noise = (BITS_OF_2_31 - half.to_bits() as i32) as f32 * PER_BIT;
-        *out = (logit - max) * inverse_temperature + noise;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_bounds() {
+        let words =
+            (0..1000).chain((0..32).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1 << bit) + 1]));
+        for word in words
+            .chain((0..100_000).map(|i| i * 42_949))
+            .chain([u32::MAX])
+        {
+            let (bound, noise) = (gumbel_bound(word), gumbel(word));
+            assert!(bound >= noise, "{word}: {bound} < {noise}");
+            assert!(
+                word < 2 || bound < noise + 4.5,
+                "{word}: {bound} for {noise}"
+            );
+        }
     }
-    out
 }

@@ -2,8 +2,8 @@
 
 use crate::error::SampleError;
 
-/// Tokens a chunk; equal to the tokens that noise comes in.
-pub(crate) const CHUNK: usize = crate::noise::BLOCK;
+/// Tokens a chunk; equal to the groups that race.
+pub(crate) const CHUNK: usize = crate::noise::GROUP;
 const LANES: usize = 16;
 
 /// Largest logit of each chunk of [`CHUNK`] tokens, and of the row.

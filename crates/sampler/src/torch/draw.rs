@@ -3,8 +3,8 @@
 use tch::{Kind, TchError, Tensor};
 
 use super::edits::upload;
-use super::noise::gumbel;
-use crate::noise::split;
+use super::noise::Noise;
+use crate::noise::{GROUP, split};
 use crate::state::SeqState;
 
 /// Elements of the float64 intermediates (64 MiB each): larger batches go in several tiles.
@@ -74,13 +74,27 @@ impl Tile<'_> {
             integers(&|s| split(s.seed())[1])?,
         ];
         let positions = integers(&|s| s.num_tokens() as u32)?;
-        let exponents = self.scaled(&self.logits)?;
-        let mut scores = gumbel(&keys, &positions, vocab_size)?.f_add(&exponents)?;
+        let noise = Noise { keys, positions };
+        let mut exponents = self.scaled(&self.logits)?;
         if let Some(bound) = self.bound(&exponents)? {
             let dropped = exponents.f_lt_tensor(&bound)?;
-            scores = scores.f_masked_fill(&dropped, f64::NEG_INFINITY)?;
+            exponents = exponents.f_masked_fill(&dropped, f64::NEG_INFINITY)?;
         }
-        scores.f_argmax(1, false)
+        let (rows, group) = (exponents.size()[0], GROUP as i64);
+        let groups = (vocab_size + group - 1) / group;
+        let rest = [0, groups * group - vocab_size];
+        let exponents = exponents
+            .f_pad(rest, "constant", f64::NEG_INFINITY)?
+            .f_view([rows, groups, group])?;
+        // One group's exponents, and the noise of its tokens, are all that is left to look at.
+        let scores = exponents.f_logsumexp([2].as_slice(), false)?;
+        let scores = scores.f_add(&noise.of_groups(groups)?)?;
+        let winner = scores.f_argmax(1, true)?;
+        let index = winner.f_unsqueeze(2)?.f_expand([rows, 1, group], false)?;
+        let exponents = exponents.f_gather(1, &index, false)?.f_squeeze_dim(1)?;
+        let first = winner.f_mul_scalar(group)?;
+        let scores = exponents.f_add(&noise.of_tokens(&first, group)?)?;
+        first.f_squeeze_dim(1)?.f_add(&scores.f_argmax(1, false)?)
     }
 
     /// `(logit - max) / temperature` in float64: the operations of `filter::scaled`.

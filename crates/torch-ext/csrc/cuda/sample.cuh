@@ -193,9 +193,10 @@ struct Edits {
     }
 };
 
-/// Philox4x32-10 (Salmon et al., SC'11): the words of tokens `4 counter .. 4 counter + 4`.
-DEVICE void philox(u32 counter, u32 position, u32 key0, u32 key1, u32 (&out)[4]) {
-    u32 x0 = counter, x1 = position, x2 = 0, x3 = 0;
+/// Philox4x32-10 (Salmon et al., SC'11): the words of tokens (domain 0) or groups of 64 (domain 1)
+/// `4 counter .. 4 counter + 4`.
+DEVICE void philox(u32 counter, u32 position, u32 domain, u32 key0, u32 key1, u32 (&out)[4]) {
+    u32 x0 = counter, x1 = position, x2 = domain, x3 = 0;
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
         u64 a = (u64)0xD2511F53u * x0, b = (u64)0xCD9E8D57u * x2;

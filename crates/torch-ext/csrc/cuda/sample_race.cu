@@ -1,27 +1,34 @@
-// The race (see crate `sampler`, race.rs): of a row's logits the one with the largest
-// `(logit - max) / temperature + gumbel`, without computing the noise exactly for most.
+// The race (see crate `sampler`, noise.rs): of a row's groups of 64 tokens the one with the largest
+// `ln(sum of exp((logit - max) / temperature)) + gumbel`, and of its tokens the one with the largest
+// `(logit - max) / temperature + gumbel`.
 //
-// A word `w` of the generator is uniform, u = (w + 0.5) / 2^32, and its noise at most -ln(u). So a
-// logit can only beat a score `bar` if its word is below a limit that four logits get with one
-// exponential, from the largest of them; then what a logit costs is its word. Few pass. Those are
-// compared in float32, raise the bar, and are put on a list; at the end those on it that are not
-// below the bar are compared exactly. Threads do not wait for one another meanwhile.
+// One pass over the logits finds the largest of each group. A group's sum is at least its largest
+// weight and at most 64 times that, so with the group's random word its score has two bounds in
+// float32, and a group whose upper one is below another's lower one has lost: of thousands some 64
+// are left. Those are added up in float32, and what is still within rounding of the best, mostly
+// one group, in float64.
 //
 // RACE=0: every row is greedy. RACE=1: rows are greedy or race without filters. RACE=2: logits
-// below a threshold that `sample_select` found take no part.
+// below a threshold that `sample_select` found take no part, and `sample_scan` knows the groups'
+// largest logits.
 // Grid (any number, rows): a row's slices are shared among its thread blocks, and the last of them
-// compares the winners of all blocks. LIST: how many candidates of a block are remembered.
-#ifndef LIST
-#define LIST 1024
-#endif
+// compares the winners of all blocks.
+
+static const int WARPS = THREADS / 32;
+static const int SLICE_GROUPS = SLICE / CHUNK;
+/// Of the largest vocabulary.
+static const int MOST_GROUPS = 8192;
+static const float LN_CHUNK = 4.1588831f;
 
 /// A block's winner.
 struct Winner {
-    double noise;
-    float max, logit;
+    /// Logarithm of its group's sum relative to `max`, and noise.
+    double score;
+    float max;
     int token, bad_raw, bad;
-    int pad;
+    int pad[2];
 };
+static_assert(sizeof(Winner) == 32, "allocated by sample.rs");
 
 /// What the bar is lowered by, so that no winner stays below it: covers the rounding of all that is
 /// float32 below.
@@ -34,52 +41,26 @@ DEVICE float noise_about(u32 word) {
     return -logf(e);
 }
 
-/// Words above this have less noise than `noise`.
-DEVICE u32 word_limit(float noise) {
-    float u = exp2_fast(fmaf(noise, -1.4426950408889634f, 32.f));
-    return __float2uint_ru(u * 1.0001f); // saturates
-}
-
 struct Block {
     Row row;
     float scratch[33];
-    int token, bad_raw, bad;
-    double scores[THREADS / 32];
-    int tokens[THREADS / 32];
-    float logit;
-    double noise;
-    /// The bar as a key, and candidates.
+    int bad_raw, bad, group;
+    /// Some group has at least this score, as a key.
     u32 bar;
-    int found;
-    int listed[LIST];
-    float logits[LIST];
+    double scores[WARPS];
+    int groups[WARPS];
+    /// Of each group of this block the largest logit, then an upper bound of its score.
+    float tops[MOST_GROUPS];
 };
 
-/// Winner of a block by `scores`; in shared memory.
-DEVICE void decide(Block &block, double score, int token, float logit, double noise) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    double best = score;
-    int who = token;
+/// The largest score of a warp, and of equal ones the lowest token; in all lanes.
+DEVICE void warp_best(double &score, int &token) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) {
-        double other = __shfl_xor_sync(FULL_WARP, best, d);
-        int other_who = __shfl_xor_sync(FULL_WARP, who, d);
-        if (other > best || (other == best && other_who < who)) best = other, who = other_who;
+        double other = __shfl_xor_sync(FULL_WARP, score, d);
+        int other_token = __shfl_xor_sync(FULL_WARP, token, d);
+        if (other > score || (other == score && other_token < token)) score = other, token = other_token;
     }
-    if (lane == 0) block.scores[warp] = best, block.tokens[warp] = who;
-    __syncthreads();
-    best = block.scores[0], who = block.tokens[0];
-    for (int i = 1; i < THREADS / 32; ++i) {
-        double other = block.scores[i];
-        int other_who = block.tokens[i];
-        if (other > best || (other == best && other_who < who)) best = other, who = other_who;
-    }
-    if (token == who && token != NO_TOKEN) {
-        block.token = token;
-        block.logit = logit;
-        block.noise = noise;
-    }
-    __syncthreads();
 }
 
 /// The result of a row from its blocks' winners; one warp, when all are there.
@@ -100,19 +81,14 @@ DEVICE void finish(const Row &row, int at, const Winner *winners, int count, con
     for (int i = lane; i < count; i += 32) {
         int token = __ldcg(&winners[i].token);
         if (token == NO_TOKEN) continue;
-        double score = (double)__ldcg(&winners[i].logit);
+        double score = (double)__ldcg(&winners[i].max);
         if (!is_greedy(row.slot)) {
             score = (score - (double)all.max) / (double)row.slot.temperature;
-            score += __ldcg(&winners[i].noise);
+            score += __ldcg(&winners[i].score);
         }
         if (score > best || (score == best && token < who)) best = score, who = token;
     }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) {
-        double other = __shfl_xor_sync(FULL_WARP, best, d);
-        int other_who = __shfl_xor_sync(FULL_WARP, who, d);
-        if (other > best || (other == best && other_who < who)) best = other, who = other_who;
-    }
+    warp_best(best, who);
     if (lane != 0) return;
     int code = row_error(all);
     if (code == 0 && who == NO_TOKEN) code = ALL_MASKED;
@@ -121,18 +97,6 @@ DEVICE void finish(const Row &row, int at, const Winner *winners, int count, con
     // The token belongs to the sequence now.
     if (row.slot.counts_row >= 0) dense_row(blocks, row.slot.counts_row, vocab)[who] += 1;
     tail[(i64)row.id * TAIL + (row.position & (TAIL - 1))] = who;
-}
-
-/// The word of one token.
-DEVICE u32 word_of(int token, u32 position, const u32 (&key)[2]) {
-    u32 words[4];
-    philox((u32)token / 4, position, key[0], key[1], words);
-    u32 word = words[0];
-#pragma unroll
-    for (int i = 1; i < 4; ++i) {
-        if (i == token % 4) word = words[i];
-    }
-    return word;
 }
 
 /// Eight logits on their way from memory, in as few registers as they need.
@@ -159,34 +123,21 @@ struct Eight {
 #endif
 };
 
-/// A thread has four quads of a slice: their first tokens, and their logits.
-DEVICE int token_of(int first, int quad) { return first + quad / 2 * (SLICE / 2) + quad % 2 * 4; }
-DEVICE void pick(const float (&x)[2][8], int quad, float (&four)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        four[i] = x[0][i];
-#pragma unroll
-        for (int q = 1; q < 4; ++q) {
-            if (quad == q) four[i] = x[q / 2][q % 2 * 4 + i];
-        }
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     sample_race(INPUTS, TABLES, int slices, const float *chunk_max, const Selected *selected,
                 Winner *winners, u32 *counters, int *tokens) {
     __shared__ Block block;
-    const int at = blockIdx.y, thread = threadIdx.x, lane = thread % 32;
+    const int at = blockIdx.y, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int each = (slices + gridDim.x - 1) / gridDim.x;
     const int begin = blockIdx.x * each, end = min(begin + each, slices); // this block's slices
+    const int chunks = (vocab + CHUNK - 1) / CHUNK;
+    const int first_group = begin * SLICE_GROUPS;
+    const int groups = min(end * SLICE_GROUPS, chunks) - first_group;
+    float *tops = block.tops;
     pdl_wait();
     pdl_launch();
     Row &row = block.row;
-    if (thread == 0) {
-        block.bad_raw = block.bad = block.token = NO_TOKEN;
-        block.logit = -INF, block.noise = 0.0;
-        block.bar = key_of(-INF), block.found = 0;
-    }
+    if (thread == 0) block.bad_raw = block.bad = block.group = NO_TOKEN;
     const elem *data = logits + at * stride;
     float threshold = -INF;
     int code = 0;
@@ -197,20 +148,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
         for (int g = 0; g < 2; ++g) {
             int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
-            bool wanted = token < vocab;
-            if (RACE == 2) {
-                i64 chunks = (vocab + CHUNK - 1) / CHUNK;
-                wanted = wanted && chunk_max[at * chunks + token / CHUNK] >= threshold;
-            }
-            next[g].load(data, wanted ? vocab : 0, aligned, token);
+            next[g].load(data, token < vocab ? vocab : 0, aligned, token);
         }
     };
-    // The largest logit that may take part, or one that is not far below it; -inf: none was seen.
-    float base = -INF;
     if (RACE < 2) {
         if (begin < end) fetch(begin);
     } else {
-        code = selected[at].code, threshold = selected[at].threshold, base = selected[at].max;
+        code = selected[at].code, threshold = selected[at].threshold;
     }
     if (!load_row(row, at, begin * SLICE, end * SLICE, row_slots, positions, slots, aux, tail,
                   blocks, max_slots)) {
@@ -221,176 +165,204 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (blockIdx.x == 0 && thread == 0) tokens[at] = code;
         return;
     }
-    if (RACE == 2 && begin < end) fetch(begin);
     Edits edits(row, blocks, vocab);
     const bool edited = edits.any(row), greedy = RACE == 0 || is_greedy(row.slot);
     const u32 key[2] = {row.slot.key[0], row.slot.key[1]}, position = (u32)row.position;
-    const float inverse = greedy ? 1.f : (float)(1.0 / (double)row.slot.temperature);
 
-    float most = -INF; // of this thread's logits, and the first token that has it
-    int first_most = NO_TOKEN;
-    float bar = -INF;  // some token has at least this score
-    bool warm = false; // whether it is above -inf
-
-    // If the list overflows, once more with the bar as it is then: few are within its slack.
-#pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-        if (pass == 1 && begin < end) fetch(begin);
+    float most = -INF; // of this thread's logits
+    if (RACE < 2) {
 #pragma unroll 1
         for (int slice = begin; slice < end; ++slice) {
-            const int first = slice * SLICE + thread * 8;
-            float x[2][8], quads[4]; // the largest of every four
+            float x[2][8];
             next[0].get(x[0]), next[1].get(x[1]);
             if (slice + 1 < end) fetch(slice + 1);
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
-                const int token = first + g * (SLICE / 2);
-                quads[2 * g] = quads[2 * g + 1] = -INF;
-                if (token >= vocab) continue;
-                auto check = [&](int *place) {
-                    // Anything times 0 is 0, but for NaN and infinities.
-                    float zero = 0.f;
+                const int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
+                float here = -INF;
+                if (token < vocab) {
+                    auto check = [&](int *place) {
+                        // Anything times 0 is 0, but for NaN and infinities.
+                        float zero = 0.f;
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) zero = fmaf(x[g][i], 0.f, zero);
-                    if (zero == 0.f) return;
-                    int bad = first_bad(x[g], token);
-                    if (bad != NO_TOKEN) atomicMin(place, bad);
-                };
-                if (RACE < 2) check(&block.bad_raw);
-                if (edited) {
-                    edits.apply(row, token, x[g]);
-                    if (RACE < 2) check(&block.bad);
-                }
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    if (RACE == 2 && !(x[g][i] >= threshold)) x[g][i] = -INF;
-                    if (greedy) {
-                        if (x[g][i] > most) most = x[g][i], first_most = token + i;
-                    } else {
-                        quads[2 * g + i / 4] = fmaxf(quads[2 * g + i / 4], x[g][i]);
+                        for (int i = 0; i < 8; ++i) zero = fmaf(x[g][i], 0.f, zero);
+                        if (zero == 0.f) return;
+                        int bad = first_bad(x[g], token);
+                        if (bad != NO_TOKEN) atomicMin(place, bad);
+                    };
+                    check(&block.bad_raw);
+                    if (edited) {
+                        edits.apply(row, token, x[g]);
+                        check(&block.bad);
                     }
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) here = fmaxf(here, x[g][i]);
+                    most = fmaxf(most, here);
                 }
+#pragma unroll
+                for (int d = 1; d < 8; d *= 2) here = fmaxf(here, __shfl_xor_sync(FULL_WARP, here, d));
+                if (lane % 8 == 0 && token < vocab) tops[token / CHUNK - first_group] = here;
             }
-            if (RACE == 0 || greedy) continue;
-            float here = fmaxf(fmaxf(quads[0], quads[1]), fmaxf(quads[2], quads[3]));
-            most = fmaxf(most, here);
+        }
+    } else {
+        for (int i = thread; i < groups; i += THREADS) {
+            float top = chunk_max[(i64)at * chunks + first_group + i];
+            tops[i] = top >= threshold ? top : -INF;
+            most = fmaxf(most, tops[i]);
+        }
+    }
+    const float base = block_max(most, block.scratch);
 
-            // All threads together until there is something to compare with.
-            if (base == -INF) {
-                base = block_max(here, block.scratch);
-                if (base == -INF) continue;
+    // Eight logits of a group; a group is eight lanes'.
+    auto read = [&](int group, float (&x)[8]) {
+        const int token = (first_group + group) * CHUNK + lane % 8 * 8;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = -INF;
+        if (token >= vocab) return;
+        load8(data, vocab, aligned, token, x);
+        if (edited) edits.apply(row, token, x);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            if (RACE == 2 && !(x[i] >= threshold)) x[i] = -INF;
+        }
+    };
+    // Two logits of a group; it is a warp's. The first of them is token `2 * (lane / 8)` of `read`.
+    auto read_two = [&](int group, float (&two)[2]) {
+        float x[8];
+        read(group, x);
+        two[0] = x[0], two[1] = x[1];
+#pragma unroll
+        for (int i = 1; i < 4; ++i) {
+            if (lane / 8 == i) two[0] = x[2 * i], two[1] = x[2 * i + 1];
+        }
+    };
+    auto word_of_group = [&](int group) {
+        u32 words[4], word;
+        philox((u32)(first_group + group) / 4, position, 1, key[0], key[1], words);
+        word = words[0];
+#pragma unroll
+        for (int i = 1; i < 4; ++i) {
+            if (group % 4 == i) word = words[i];
+        }
+        return word;
+    };
+    const double temperature = greedy ? 1.0 : (double)row.slot.temperature;
+    auto exponent = [&](float logit) { return ((double)logit - (double)base) / temperature; };
+
+    double score = 0.0;
+    int group = NO_TOKEN;
+    if (greedy) {
+        for (int i = thread; i < groups; i += THREADS) {
+            if (tops[i] == base && base > -INF) group = min(group, i);
+        }
+        group = __reduce_min_sync(FULL_WARP, group);
+        if (lane == 0 && group != NO_TOKEN) atomicMin(&block.group, group);
+        __syncthreads();
+        group = block.group;
+    } else if (base > -INF) {
+        const float inverse = (float)(1.0 / temperature);
+        float lower = -INF;
+        for (int first = thread * 4; first < groups; first += THREADS * 4) {
+            u32 words[4];
+            philox((u32)(first_group + first) / 4, position, 1, key[0], key[1], words);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (first + i >= groups || tops[first + i] == -INF) continue;
+                float least = (tops[first + i] - base) * inverse + noise_about(words[i]);
+                lower = fmaxf(lower, least);
+                tops[first + i] = least + LN_CHUNK + slack(least);
             }
-            u32 bar_key = 0;
-            if (lane == 0) bar_key = atomicMax(&block.bar, 0u);
-            bar = fmaxf(bar, float_of(__shfl_sync(FULL_WARP, bar_key, 0)));
-            if (!warm) {
-                // Its best four each.
-                float about = -INF;
-                if (here > -INF) {
-                    int group = 3;
+        }
+        lower = block_max(lower, block.scratch);
+        if (thread == 0) block.bar = key_of(lower - slack(lower));
+        __syncthreads();
+
+#pragma unroll 1
+        for (int from = warp * 32; from < groups; from += THREADS) {
+            u32 key_of_bar = 0;
+            if (lane == 0) key_of_bar = atomicMax(&block.bar, 0u);
+            const float bar = float_of(__shfl_sync(FULL_WARP, key_of_bar, 0));
+            u32 left = __ballot_sync(FULL_WARP, from + lane < groups && tops[from + lane] >= bar);
+#pragma unroll 1
+            while (left != 0) {
+                // Four at a time, by eight lanes each.
+                int mine = -1;
 #pragma unroll
-                    for (int q = 2; q >= 0; --q) {
-                        if (quads[q] == here) group = q;
-                    }
-                    float four[4];
-                    pick(x, group, four);
-                    u32 words[4];
-                    philox((u32)token_of(first, group) / 4, position, key[0], key[1], words);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) about = fmaxf(about, (four[i] - base) * inverse + noise_about(words[i]));
+                for (int i = 0; i < 4; ++i, left &= left - 1) {
+                    if (lane / 8 == i && left != 0) mine = from + __ffs((int)left) - 1;
                 }
-                about = block_max(about, block.scratch);
-                bar = about - slack(about);
-                warm = about > -INF;
-                if (thread == 0 && warm) atomicMax(&block.bar, key_of(bar));
-            }
-            // No noise is above 22.9 and none is below -3.2: what lies deeper loses to `base`.
-            const float least = fmaxf(-26.2f, bar - 23.f);
-            u32 left = 0; // quads of which one may win
+                float sum = 0.f;
+                if (mine >= 0) {
+                    float x[8];
+                    read(mine, x);
 #pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                const float best = (quads[q] - base) * inverse;
-                if (!(best >= least)) continue;
-                u32 words[4];
-                philox((u32)token_of(first, q) / 4, position, key[0], key[1], words);
-                u32 lowest = min(min(words[0], words[1]), min(words[2], words[3]));
-                if (lowest <= word_limit(bar - best)) left |= 1u << q;
+                    for (int i = 0; i < 8; ++i) sum += exp2_fast((x[i] - base) * inverse * 1.4426950408889634f);
+                }
+#pragma unroll
+                for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+                if (mine >= 0 && lane % 8 == 0) {
+                    float about = logf(sum) + noise_about(word_of_group(mine));
+                    tops[mine] = about + slack(about);
+                    atomicMax(&block.bar, key_of(about - slack(about)));
+                }
             }
+        }
+        __syncthreads();
+
+        const float bar = float_of(block.bar);
+        score = -INF;
+#pragma unroll 1
+        for (int from = warp * 32; from < groups; from += THREADS) {
+            u32 left = __ballot_sync(FULL_WARP, from + lane < groups && tops[from + lane] >= bar);
 #pragma unroll 1
             for (; left != 0; left &= left - 1) {
-                const int q = __ffs((int)left) - 1, token = token_of(first, q);
-                float four[4];
-                pick(x, q, four);
-                u32 words[4];
-                philox((u32)token / 4, position, key[0], key[1], words);
-#pragma unroll 1
-                for (int i = 0; i < 4; ++i) {
-                    float logit = four[0];
-                    u32 word = words[0];
+                const int mine = from + __ffs((int)left) - 1;
+                float two[2];
+                read_two(mine, two);
+                double sum = exp(exponent(two[0])) + exp(exponent(two[1]));
 #pragma unroll
-                    for (int j = 1; j < 4; ++j) {
-                        if (i == j) logit = four[j], word = words[j];
-                    }
-                    float about = (logit - base) * inverse + noise_about(word);
-                    if (!(about >= bar) || about == -INF) continue;
-                    int place = atomicAdd(&block.found, 1);
-                    if (place < LIST) block.listed[place] = token + i, block.logits[place] = logit;
-                    float higher = about - slack(about);
-                    if (higher > bar) {
-                        bar = higher;
-                        atomicMax(&block.bar, key_of(bar));
-                    }
-                }
+                for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+                const double here = log(sum) + gumbel(word_of_group(mine));
+                if (here > score) score = here, group = mine;
             }
         }
+        if (lane == 0) block.scores[warp] = score, block.groups[warp] = group;
         __syncthreads();
-        if (RACE == 0 || block.found <= LIST || pass == 1) break;
-        __syncthreads();
-        if (thread == 0) block.found = 0;
-        __syncthreads();
+        score = lane < WARPS ? block.scores[lane] : -INF;
+        group = lane < WARPS ? block.groups[lane] : NO_TOKEN;
+        warp_best(score, group);
     }
+    if (warp != 0) return;
 
-    float max = block_max(most, block.scratch);
-    if (RACE == 0 || greedy) {
-        int mine = most == max && max > -INF ? first_most : NO_TOKEN;
-        mine = __reduce_min_sync(FULL_WARP, mine);
-        if (lane == 0 && mine != NO_TOKEN) atomicMin(&block.token, mine);
-        if (thread == 0) block.logit = max;
-        __syncthreads();
-    } else {
-        const double temperature = (double)row.slot.temperature;
-        const int count = min(block.found, LIST);
-        double score = -INF, noise = 0.0;
-        int winner = NO_TOKEN;
-        float winner_logit = -INF;
-#pragma unroll 1
-        for (int i = thread; i < count; i += THREADS) {
-            const int token = block.listed[i];
-            const float logit = block.logits[i];
-            double n = gumbel(word_of(token, position, key));
-            double s = ((double)logit - (double)base) / temperature + n;
-            if (s > score || (s == score && token < winner)) {
-                score = s, winner = token, winner_logit = logit, noise = n;
-            }
+    int token = NO_TOKEN;
+    if (group != NO_TOKEN) {
+        float two[2];
+        read_two(group, two);
+        const int first = (first_group + group) * CHUNK + lane % 8 * 8 + lane / 8 * 2;
+        u32 words[4];
+        philox((u32)first / 4, position, 0, key[0], key[1], words);
+        double best = -INF;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            double here = (double)two[i];
+            if (!greedy) here = exponent(two[i]) + gumbel(first % 4 == 0 ? words[i] : words[2 + i]);
+            if (here > best) best = here, token = first + i;
         }
-        decide(block, score, winner, winner_logit, noise);
+        warp_best(best, token);
     }
-
     u32 last = 0;
-    if (thread == 0) {
+    if (lane == 0) {
         Winner *w = winners + (i64)at * slices + blockIdx.x;
-        w->noise = block.noise;
-        w->max = max;
-        w->logit = block.logit;
-        w->token = block.token;
+        w->score = score;
+        w->max = base;
+        w->token = token;
         w->bad_raw = block.bad_raw, w->bad = block.bad;
         __threadfence();
         last = atomicAdd(&counters[at], 1u) == gridDim.x - 1;
     }
-    if (thread >= 32) return;
     last = __shfl_sync(FULL_WARP, last, 0);
     if (!last) return;
     __threadfence();
     finish(row, at, winners + (i64)at * slices, gridDim.x, blocks, tail, vocab, tokens);
-    if (thread == 0) counters[at] = 0;
+    if (lane == 0) counters[at] = 0;
 }

@@ -12,10 +12,12 @@
 //! 3. greedy: the largest logit, of equal ones the lowest token id; or
 //! 4. in float64: temperature, min-p, top-k and top-p, then one draw.
 //!
-//! The draw is a race ([`Noise`]): the token with the largest `logit / temperature + g` wins, `g`
-//! being Gumbel noise that is a function of the sequence's seed, the token's position and the
-//! token's id, by the counter-based generator Philox. So what a request gets depends on its prompt,
-//! parameters and seed, never on the batch it runs in.
+//! The draw is a race ([`Noise`]) of groups of 64 tokens, and then of the tokens of the one that has
+//! won: the one with the largest `ln(weight) + g` wins, where a token's weight is
+//! `exp(logit / temperature)`, a group's the sum of its tokens', and `g` Gumbel noise that is a
+//! function of the sequence's seed, the token's position and its id or its group's, by the
+//! counter-based generator Philox. So what a request gets depends on its prompt, parameters and
+//! seed, never on the batch it runs in.
 //!
 //! # Where is what
 //!

@@ -136,6 +136,19 @@ mod tests {
     }
 
     #[test]
+    fn groups_have_words_of_their_own() {
+        let noise = Noise::new(5, 7);
+        let tokens = [0, 1, 2, 3].map(|token| noise.word(token));
+        assert!(
+            !noise
+                .group_words(0)
+                .iter()
+                .any(|word| tokens.contains(word))
+        );
+        assert_eq!(noise.group_gumbel(6), gumbel(noise.group_words(4)[2]));
+    }
+
+    #[test]
     fn extremes_of_the_noise() {
         assert!(gumbel(0) <= MAX_GUMBEL && gumbel(0) > MAX_GUMBEL - 0.01);
         assert!(gumbel(u32::MAX).is_finite() && gumbel(u32::MAX) < -3.0);

@@ -32,13 +32,13 @@ pub(crate) fn race(
         }
         out
     };
+    let tokens_of = |group: usize| &row[group * CHUNK..row.len().min((group + 1) * CHUNK)];
     let weight = |chunk: &[f32]| exp_chunk(&exponents(chunk)).iter().sum::<f64>();
 
     // The group of the largest logit first: it probably leaves few others to look at.
     let favourite = scan.argmax(row) as usize / CHUNK;
-    let chunk = row.chunks(CHUNK).nth(favourite).unwrap_or_default();
     let mut best = (
-        weight(chunk).ln() + noise.group_gumbel(favourite as u32),
+        weight(tokens_of(favourite)).ln() + noise.group_gumbel(favourite as u32),
         favourite,
     );
     let mut words = (usize::MAX, [0; 4]);
@@ -61,10 +61,12 @@ pub(crate) fn race(
         }
     }
 
-    let first = best.1 * CHUNK;
-    let exponents = exponents(&row[first..row.len().min(first + CHUNK)]);
-    let mut best = (f64::NEG_INFINITY, first);
-    for (token, exponent) in (first..).zip(exponents) {
+    let (_, group) = best;
+    let mut best = (f64::NEG_INFINITY, 0);
+    for (token, exponent) in (group * CHUNK..).zip(exponents(tokens_of(group))) {
+        if exponent + MAX_GUMBEL <= best.0 {
+            continue;
+        }
         let score = exponent + noise.gumbel(token as u32);
         if score > best.0 {
             best = (score, token);

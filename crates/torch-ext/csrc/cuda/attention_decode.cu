@@ -474,9 +474,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         __syncthreads();
         if (tid == 0) {
             u32 *counter = counters + (i64)c.seq * all_heads + c.head;
-            __threadfence(); // of the whole block's parts, which it has seen
-            is_last = atomicAdd(counter, 1u) == (u32)parts - 1;
-            __threadfence();
+            is_last = add_acq_rel(counter, 1u) == (u32)parts - 1; // with the whole block's parts
             if (is_last) *counter = 0;
         }
         __syncthreads();

@@ -115,6 +115,17 @@ DEVICE Vec16 load16(const void *p) {
     return v;
 }
 DEVICE void store16(void *p, Vec16 v) { *(uint4 *)p = v.raw; }
+/// Adds to a counter in memory and gives what it was. Writes of this thread, and those that it has
+/// seen, come before; who finds the addition in the counter sees them. That is what two
+/// `__threadfence` around an `atomicAdd` would do, which wait for longer.
+DEVICE u32 add_acq_rel(u32 *counter, u32 value) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(value)
+                 : "memory");
+    return before;
+}
 /// For data that nothing writes while the kernel runs and that is used once (weights).
 DEVICE Vec16 load16_stream(const void *p) {
     Vec16 v;

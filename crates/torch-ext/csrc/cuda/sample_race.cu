@@ -18,6 +18,8 @@ static const int WARPS = THREADS / 32;
 static const int SLICE_GROUPS = SLICE / CHUNK;
 /// Of the largest vocabulary.
 static const int MOST_GROUPS = 8192;
+/// Groups that are listed at a time, of which few are left.
+static const int WINDOW = 2048;
 static const float LN_CHUNK = 4.1588831f;
 
 /// A block's winner.
@@ -29,16 +31,29 @@ struct Winner {
     int pad[2];
 };
 static_assert(sizeof(Winner) == 32, "allocated by sample.rs");
+static const int MOST_WINNERS = MOST_GROUPS / SLICE_GROUPS;
+
+/// In one trip to memory.
+DEVICE Winner load_winner(const Winner *from) {
+    union {
+        Winner winner;
+        int4 half[2];
+    } to;
+    to.half[0] = __ldcg((const int4 *)from), to.half[1] = __ldcg((const int4 *)from + 1);
+    return to.winner;
+}
 
 /// What the bar is lowered by, so that no winner stays below it: covers the rounding of all that is
 /// float32 below.
 DEVICE float slack(float score) { return 1e-3f + 1e-6f * fabsf(score); }
 
-/// A word's noise in float32.
+/// A word's noise to within 1e-4.
 DEVICE float noise_about(u32 word) {
-    float e = word < 0x80000000u ? -log1pf(-((float)word + 0.5f) * 2.3283064365386963e-10f)
-                                 : -logf(((float)~word + 0.5f) * 2.3283064365386963e-10f);
-    return -logf(e);
+    float u = ((float)word + 0.5f) * 2.3283064365386963e-10f;
+    float rest = ((float)~word + 0.5f) * 2.3283064365386963e-10f; // 1 - u
+    // -ln(1 - u), by its series where the approximate logarithm of almost 1 has no digits left.
+    float e = u < 0.0078125f ? fmaf(0.5f * u, u, u) : -__logf(rest);
+    return -__logf(e);
 }
 
 struct Block {
@@ -47,8 +62,11 @@ struct Block {
     int bad_raw, bad, group;
     /// Some group has at least this score, as a key.
     u32 bar;
+    /// Groups that may still win, of a window.
+    int num_left;
+    u16 left[WINDOW];
     double scores[WARPS];
-    int groups[WARPS];
+    int tokens[WARPS];
     /// Of each group of this block the largest logit, then an upper bound of its score.
     float tops[MOST_GROUPS];
 };
@@ -67,26 +85,29 @@ DEVICE void warp_best(double &score, int &token) {
 DEVICE void finish(const Row &row, int at, const Winner *winners, int count, const u64 *blocks,
                    int *tail, int vocab, int *tokens) {
     int lane = threadIdx.x % 32;
+    Winner mine[MOST_WINNERS / 32];
     Stats all = {-INF, INF, NO_TOKEN, NO_TOKEN};
-    for (int i = lane; i < count; i += 32) {
-        all.max = fmaxf(all.max, __ldcg(&winners[i].max));
-        all.bad_raw = min(all.bad_raw, __ldcg(&winners[i].bad_raw));
-        all.bad = min(all.bad, __ldcg(&winners[i].bad));
+#pragma unroll
+    for (int i = 0; i < MOST_WINNERS / 32; ++i) {
+        mine[i] = {-INF, -INF, NO_TOKEN, NO_TOKEN, NO_TOKEN};
+        if (i * 32 + lane < count) mine[i] = load_winner(winners + i * 32 + lane);
+        all.max = fmaxf(all.max, mine[i].max);
+        all.bad_raw = min(all.bad_raw, mine[i].bad_raw);
+        all.bad = min(all.bad, mine[i].bad);
     }
     all.max = warp_max(all.max);
     all.bad_raw = __reduce_min_sync(FULL_WARP, all.bad_raw);
     all.bad = __reduce_min_sync(FULL_WARP, all.bad);
     double best = -INF;
     int who = NO_TOKEN;
-    for (int i = lane; i < count; i += 32) {
-        int token = __ldcg(&winners[i].token);
-        if (token == NO_TOKEN) continue;
-        double score = (double)__ldcg(&winners[i].max);
+#pragma unroll
+    for (int i = 0; i < MOST_WINNERS / 32; ++i) {
+        if (mine[i].token == NO_TOKEN) continue;
+        double score = (double)mine[i].max;
         if (!is_greedy(row.slot)) {
-            score = (score - (double)all.max) / (double)row.slot.temperature;
-            score += __ldcg(&winners[i].score);
+            score = (score - (double)all.max) / (double)row.slot.temperature + mine[i].score;
         }
-        if (score > best || (score == best && token < who)) best = score, who = token;
+        if (score > best || (score == best && mine[i].token < who)) best = score, who = mine[i].token;
     }
     warp_best(best, who);
     if (lane != 0) return;
@@ -226,7 +247,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             if (RACE == 2 && !(x[i] >= threshold)) x[i] = -INF;
         }
     };
-    // Two logits of a group; it is a warp's. The first of them is token `2 * (lane / 8)` of `read`.
+    // Two logits of a group, which is a warp's, from token `first_of` on.
+    auto first_of = [&](int group) { return (first_group + group) * CHUNK + lane % 8 * 8 + lane / 8 * 2; };
     auto read_two = [&](int group, float (&two)[2]) {
         float x[8];
         read(group, x);
@@ -249,9 +271,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const double temperature = greedy ? 1.0 : (double)row.slot.temperature;
     auto exponent = [&](float logit) { return ((double)logit - (double)base) / temperature; };
 
-    double score = 0.0;
-    int group = NO_TOKEN;
+    double score = -INF;
+    int token = NO_TOKEN;
     if (greedy) {
+        int group = NO_TOKEN;
         for (int i = thread; i < groups; i += THREADS) {
             if (tops[i] == base && base > -INF) group = min(group, i);
         }
@@ -259,8 +282,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (lane == 0 && group != NO_TOKEN) atomicMin(&block.group, group);
         __syncthreads();
         group = block.group;
+        if (warp == 0 && group != NO_TOKEN) {
+            float two[2];
+            read_two(group, two);
+            const int first = first_of(group);
+            token = __reduce_min_sync(FULL_WARP, two[0] == base   ? first
+                                                 : two[1] == base ? first + 1
+                                                                  : NO_TOKEN);
+        }
     } else if (base > -INF) {
-        const float inverse = (float)(1.0 / temperature);
+        const float inverse = 1.f / row.slot.temperature;
         float lower = -INF;
         for (int first = thread * 4; first < groups; first += THREADS * 4) {
             u32 words[4];
@@ -274,23 +305,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             }
         }
         lower = block_max(lower, block.scratch);
-        if (thread == 0) block.bar = key_of(lower - slack(lower));
+        if (thread == 0) block.bar = key_of(lower - slack(lower)), block.num_left = 0;
         __syncthreads();
 
 #pragma unroll 1
-        for (int from = warp * 32; from < groups; from += THREADS) {
-            u32 key_of_bar = 0;
-            if (lane == 0) key_of_bar = atomicMax(&block.bar, 0u);
-            const float bar = float_of(__shfl_sync(FULL_WARP, key_of_bar, 0));
-            u32 left = __ballot_sync(FULL_WARP, from + lane < groups && tops[from + lane] >= bar);
+        for (int window = 0; window < groups; window += WINDOW) {
+            const int end = min(window + WINDOW, groups);
+            // Listed, so that all warps have as much to do.
+            float bar = float_of(block.bar);
 #pragma unroll 1
-            while (left != 0) {
-                // Four at a time, by eight lanes each.
-                int mine = -1;
-#pragma unroll
-                for (int i = 0; i < 4; ++i, left &= left - 1) {
-                    if (lane / 8 == i && left != 0) mine = from + __ffs((int)left) - 1;
-                }
+            for (int i = window + thread; i - lane < end; i += THREADS) {
+                const bool stays = i < end && tops[i] >= bar;
+                const u32 who = __ballot_sync(FULL_WARP, stays);
+                int to = 0;
+                if (lane == 0 && who != 0) to = atomicAdd(&block.num_left, __popc(who));
+                to = __shfl_sync(FULL_WARP, to, 0) + __popc(who & ((1u << lane) - 1));
+                if (stays) block.left[to] = (u16)i;
+            }
+            __syncthreads();
+            const int num_left = block.num_left;
+            // Four at a time, by eight lanes each.
+#pragma unroll 1
+            for (int from = warp * 4; from < num_left; from += WARPS * 4) {
+                const int mine = from + lane / 8 < num_left ? block.left[from + lane / 8] : -1;
+                const float noise = noise_about(word_of_group(mine));
                 float sum = 0.f;
                 if (mine >= 0) {
                     float x[8];
@@ -301,68 +339,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
                 for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
                 if (mine >= 0 && lane % 8 == 0) {
-                    float about = logf(sum) + noise_about(word_of_group(mine));
+                    float about = __logf(sum) + noise;
                     tops[mine] = about + slack(about);
                     atomicMax(&block.bar, key_of(about - slack(about)));
                 }
             }
-        }
-        __syncthreads();
-
-        const float bar = float_of(block.bar);
-        score = -INF;
+            __syncthreads();
+            if (thread == 0) block.num_left = 0;
+            bar = float_of(block.bar);
 #pragma unroll 1
-        for (int from = warp * 32; from < groups; from += THREADS) {
-            u32 left = __ballot_sync(FULL_WARP, from + lane < groups && tops[from + lane] >= bar);
-#pragma unroll 1
-            for (; left != 0; left &= left - 1) {
-                const int mine = from + __ffs((int)left) - 1;
+            for (int i = warp; i < num_left; i += WARPS) {
+                const int mine = block.left[i];
+                if (!(tops[mine] >= bar)) continue;
                 float two[2];
                 read_two(mine, two);
-                double sum = exp(exponent(two[0])) + exp(exponent(two[1]));
+                const double e[2] = {exponent(two[0]), exponent(two[1])};
+                double sum = exp(e[0]) + exp(e[1]);
 #pragma unroll
                 for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
                 const double here = log(sum) + gumbel(word_of_group(mine));
-                if (here > score) score = here, group = mine;
+                // Its token, at once: the one does not wait for the other.
+                const int first = first_of(mine);
+                u32 words[4];
+                philox((u32)first / 4, position, 0, key[0], key[1], words);
+                double best = -INF;
+                int who = NO_TOKEN;
+#pragma unroll
+                for (int t = 0; t < 2; ++t) {
+                    double of = e[t] + gumbel(first % 4 == 0 ? words[t] : words[2 + t]);
+                    if (of > best) best = of, who = first + t;
+                }
+                warp_best(best, who);
+                if (here > score || (here == score && who < token)) score = here, token = who;
             }
+            __syncthreads();
         }
-        if (lane == 0) block.scores[warp] = score, block.groups[warp] = group;
+        if (lane == 0) block.scores[warp] = score, block.tokens[warp] = token;
         __syncthreads();
         score = lane < WARPS ? block.scores[lane] : -INF;
-        group = lane < WARPS ? block.groups[lane] : NO_TOKEN;
-        warp_best(score, group);
+        token = lane < WARPS ? block.tokens[lane] : NO_TOKEN;
+        warp_best(score, token);
     }
     if (warp != 0) return;
 
-    int token = NO_TOKEN;
-    if (group != NO_TOKEN) {
-        float two[2];
-        read_two(group, two);
-        const int first = (first_group + group) * CHUNK + lane % 8 * 8 + lane / 8 * 2;
-        u32 words[4];
-        philox((u32)first / 4, position, 0, key[0], key[1], words);
-        double best = -INF;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            double here = (double)two[i];
-            if (!greedy) here = exponent(two[i]) + gumbel(first % 4 == 0 ? words[i] : words[2 + i]);
-            if (here > best) best = here, token = first + i;
-        }
-        warp_best(best, token);
-    }
     u32 last = 0;
     if (lane == 0) {
-        Winner *w = winners + (i64)at * slices + blockIdx.x;
-        w->score = score;
-        w->max = base;
-        w->token = token;
-        w->bad_raw = block.bad_raw, w->bad = block.bad;
-        __threadfence();
-        last = atomicAdd(&counters[at], 1u) == gridDim.x - 1;
+        winners[(i64)at * slices + blockIdx.x] = {score, base, token, block.bad_raw, block.bad};
+        last = add_acq_rel(&counters[at], 1u) == gridDim.x - 1;
     }
     last = __shfl_sync(FULL_WARP, last, 0);
     if (!last) return;
-    __threadfence();
+    __syncwarp();
     finish(row, at, winners + (i64)at * slices, gridDim.x, blocks, tail, vocab, tokens);
     if (lane == 0) counters[at] = 0;
 }

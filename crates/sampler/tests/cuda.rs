@@ -324,7 +324,12 @@ fn broken_rows_are_errors_of_their_own() {
 fn graph_replays() {
     let Some(kernels) = kernels() else { return };
     let vocab_size = 10_007;
-    for mode in [SampleMode::Greedy, SampleMode::Race, SampleMode::Filter] {
+    for mode in [
+        SampleMode::Greedy,
+        SampleMode::Race,
+        SampleMode::Filter,
+        SampleMode::Nucleus,
+    ] {
         let mut rng = common::rng(mode as u64);
         let rows = 6u32;
         let mut pair = Pair::new(&kernels, vocab_size, rows as usize);
@@ -350,6 +355,9 @@ fn graph_replays() {
                     let mut params = common::params(&mut rng, vocab_size);
                     if mode < SampleMode::Filter {
                         (params.top_k, params.top_p, params.min_p) = (0, 1.0, 0.0);
+                    }
+                    if mode == SampleMode::Filter && params.top_p < 1.0 {
+                        params.top_k = rng.random_range(1..3000);
                     }
                     if mode == SampleMode::Greedy {
                         params.temperature = 0.0;

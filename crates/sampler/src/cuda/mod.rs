@@ -146,7 +146,8 @@ impl CudaSampler {
         let by_k = usize::try_from(params.top_k).is_ok_and(|k| (1..vocab_size).contains(&k));
         let mode = match () {
             () if params.is_greedy() => SampleMode::Greedy,
-            () if by_k || params.top_p < 1.0 || params.min_p > 0.0 => SampleMode::Filter,
+            () if params.top_p < 1.0 && !by_k => SampleMode::Nucleus,
+            () if by_k || params.min_p > 0.0 => SampleMode::Filter,
             () => SampleMode::Race,
         };
         self.needs[slot as usize] = Some(Needs { mode, logprobs });
@@ -217,7 +218,12 @@ impl CudaSampler {
         positions: &Tensor,
     ) -> Result<(), Error> {
         self.state.rehearse(&self.kernels)?;
-        for mode in [SampleMode::Greedy, SampleMode::Race, SampleMode::Filter] {
+        for mode in [
+            SampleMode::Greedy,
+            SampleMode::Race,
+            SampleMode::Filter,
+            SampleMode::Nucleus,
+        ] {
             let tokens = self.launch(logits, slots, positions, mode)?;
             let logprobs = Some(1);
             self.logprobs(logits, slots, positions, &tokens, Needs { mode, logprobs })?;

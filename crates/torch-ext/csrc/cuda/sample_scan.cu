@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                   blocks, max_slots)) {
         return;
     }
-    for (int i = blockIdx.x * THREADS + thread; i < BUCKETS; i += gridDim.x * THREADS) {
+    for (int i = blockIdx.x * THREADS + thread; histogram && i < BUCKETS; i += gridDim.x * THREADS) {
         histogram[(i64)at * BUCKETS + i] = 0;
     }
     Edits edits(row, blocks, vocab);

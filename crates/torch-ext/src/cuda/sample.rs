@@ -62,8 +62,10 @@ pub enum SampleMode {
     Greedy,
     /// No row has min-p, top-k or top-p: one kernel, one pass.
     Race,
-    /// Anything: four kernels.
+    /// No row has top-p without top-k: three kernels.
     Filter,
+    /// Anything: four kernels.
+    Nucleus,
 }
 
 /// Why a row got no token; results of [`Kernels::sample`] below 0.
@@ -163,12 +165,19 @@ impl Kernels {
         let function = |source, entry| self.function(source, entry, &[(batch.dtype, 1)]);
         let filter = match mode {
             SampleMode::Greedy | SampleMode::Race => None,
-            SampleMode::Filter => {
+            SampleMode::Filter | SampleMode::Nucleus => {
                 let chunk_max = make(rows * batch.chunks(), Kind::Float)?;
                 let stats = make(rows * slices * 4, Kind::Int)?;
-                let histogram = make(rows * BUCKETS, Kind::Int64)?;
+                let histogram = match mode {
+                    SampleMode::Nucleus => Some(make(rows * BUCKETS, Kind::Int64)?),
+                    _ => None,
+                };
                 let selected = make(rows * 4, Kind::Int)?;
-                let tables = [(&chunk_max).into(), (&stats).into(), (&histogram).into()];
+                let tables = [
+                    (&chunk_max).into(),
+                    (&stats).into(),
+                    histogram.as_ref().into(),
+                ];
                 let scan = function(&SCAN, "sample_scan")?;
                 let sums = function(&SCAN, "sample_histogram")?;
                 let select = function(&SELECT, "sample_select")?;
@@ -179,7 +188,9 @@ impl Kernels {
                     let shared_out = batch.shared_out(self.num_sms());
                     let args = [&count[..], &tables].concat();
                     self.launch(scan, &shared_out, &batch.with(&args))?;
-                    self.launch(sums, &batch.sliced(), &batch.with(&tables))?;
+                    if histogram.is_some() {
+                        self.launch(sums, &batch.sliced(), &batch.with(&tables))?;
+                    }
                     let args = [&args[..], &[(&selected).into()]].concat();
                     self.launch(select, &batch.by_row(), &batch.with(&args))?;
                 }
@@ -189,7 +200,7 @@ impl Kernels {
         let race = match mode {
             SampleMode::Greedy => 0,
             SampleMode::Race => 1,
-            SampleMode::Filter => 2,
+            SampleMode::Filter | SampleMode::Nucleus => 2,
         };
         let function = self.function(&RACE, "sample_race", &[(batch.dtype, 1), ("RACE", race)])?;
         let winners = make(rows * slices * 4, Kind::Int64)?;

@@ -1,5 +1,5 @@
 //! What sampling costs on a GPU: `cargo run --release -p sampler --features cuda --example
-//! cuda_bench_sample [rows...]`.
+//! cuda_bench_sample [rows...] [how a name begins]`.
 //!
 //! Each figure is the median of CUDA graphs with a few samplings in a row, for one of them. `cold`
 //! samples from logits that lie in memory, `warm` from the same logits again (up to 50 MB of them
@@ -44,10 +44,13 @@ fn copy_bandwidth() -> Result<f64, Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let rows: Vec<i64> = std::env::args()
-        .skip(1)
-        .map(|arg| arg.parse())
-        .collect::<Result<_, _>>()?;
+    let (mut rows, mut only) = (Vec::<i64>::new(), None);
+    for arg in std::env::args().skip(1) {
+        match arg.parse() {
+            Ok(count) => rows.push(count),
+            Err(_) => only = Some(arg),
+        }
+    }
     let rows = if rows.is_empty() {
         vec![1, 8, 32, 128]
     } else {
@@ -96,6 +99,25 @@ fn main() -> Result<(), Box<dyn Error>> {
                 ..d()
             },
         ),
+        (
+            "top-p 0.9, temperature 0.3",
+            3.0,
+            SamplingParams {
+                temperature: 0.3,
+                top_p: 0.9,
+                ..d()
+            },
+        ),
+        (
+            "t 0.6, top-k 20, top-p 0.95",
+            3.0,
+            SamplingParams {
+                temperature: 0.6,
+                top_k: 20,
+                top_p: 0.95,
+                ..d()
+            },
+        ),
         ("min-p 0.05", 3.0, SamplingParams { min_p: 0.05, ..d() }),
         (
             "top-k 20000",
@@ -106,7 +128,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             },
         ),
     ];
-    for (name, scale, params) in table {
+    let wanted = |name: &str| only.as_ref().is_none_or(|only| name.starts_with(only));
+    for (name, scale, params) in table.into_iter().filter(|(name, ..)| wanted(name)) {
         for &rows in &rows {
             // Enough buffers that none is in the cache when its turn comes.
             let buffers = (400_000_000 / (rows * VOCAB * 2)).clamp(4, 64) as usize;

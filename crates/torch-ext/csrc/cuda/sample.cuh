@@ -137,6 +137,37 @@ DEVICE void load8(const elem *row, int vocab, int aligned, int token, float (&x)
     for (int i = 0; i < 8; ++i) x[i] = token + i < vocab ? to_float(row[token + i]) : -INF;
 }
 
+/// Eight logits on their way from memory, in as few registers as they need.
+struct Eight {
+#if defined(T_FLOAT)
+    float x[8];
+    DEVICE void load(const elem *row, int vocab, int aligned, int token) { load8(row, vocab, aligned, token, x); }
+    /// All eight are there, and aligned.
+    DEVICE void load(const elem *from) {
+        float4 a = read4(from), b = read4(from + 4);
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    }
+    DEVICE void get(float (&to)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) to[i] = x[i];
+    }
+#else
+    Vec16 x;
+    DEVICE void load(const elem *row, int vocab, int aligned, int token) {
+        if (aligned && token + 8 <= vocab) {
+            x = load16(row + token);
+        } else {
+            float wide[8];
+            load8(row, vocab, 0, token, wide);
+            x = pack8<elem>(wide);
+        }
+    }
+    DEVICE void load(const elem *from) { x = load16(from); }
+    DEVICE void get(float (&to)[8]) const { unpack8<elem>(x, to); }
+#endif
+};
+
 /// The first of eight logits that is NaN or +inf.
 DEVICE int first_bad(const float (&x)[8], int token) {
     int bad = NO_TOKEN;
@@ -244,11 +275,13 @@ struct Stats {
     float max, min;
     /// First raw and first processed logit that is NaN or +inf.
     int bad_raw, bad;
+    /// Of `exp((x - max) / temperature)` in float32, where top-p comes without top-k.
+    float sum;
 };
 
-/// The same of the whole row; in all lanes of the warp that calls it.
+/// The same of the whole row, but for the sum; in all lanes of the warp that calls it.
 DEVICE Stats row_stats(const Stats *stats, int slices) {
-    Stats out = {-INF, INF, NO_TOKEN, NO_TOKEN};
+    Stats out = {-INF, INF, NO_TOKEN, NO_TOKEN, 0.f};
     for (int i = threadIdx.x % 32; i < slices; i += 32) {
         Stats s = stats[i];
         out.max = fmaxf(out.max, s.max), out.min = fminf(out.min, s.min);
@@ -263,15 +296,23 @@ DEVICE Stats row_stats(const Stats *stats, int slices) {
 /// What `sample_select` found of a row.
 struct Selected {
     float max, threshold;
-    /// 0, or why the row cannot be sampled.
-    int code, pad;
+    int state, pad;
 };
+/// The logits from `threshold` on are to race; the row has its result; the threshold needs the
+/// histogram.
+static const int RACES = 0, DONE = 1, NEEDS_HISTOGRAM = 2;
 
 /// The code of a row that cannot be sampled, or 0.
 DEVICE int row_error(const Stats &s) {
     if (s.bad_raw != NO_TOKEN) return NOT_FINITE - s.bad_raw;
     if (s.bad != NO_TOKEN) return NOT_FINITE - s.bad;
     return s.max == -INF ? ALL_MASKED : 0;
+}
+
+/// A row's token is that of its sequence from now on. One thread calls it.
+DEVICE void keep_token(const Row &row, int token, const u64 *blocks, int *tail, int vocab) {
+    if (row.slot.counts_row >= 0) dense_row(blocks, row.slot.counts_row, vocab)[token] += 1;
+    tail[(i64)row.id * TAIL + (row.position & (TAIL - 1))] = token;
 }
 
 /// The smallest float with `(x - max) / temperature >= ln_min_p`. A whole warp calls it: its lanes

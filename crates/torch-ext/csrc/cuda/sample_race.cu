@@ -10,7 +10,7 @@
 //
 // RACE=0: every row is greedy. RACE=1: rows are greedy or race without filters. RACE=2: logits
 // below a threshold that `sample_select` found take no part, and `sample_scan` knows the groups'
-// largest logits.
+// largest logits. Rows that `sample_select` could sample itself are done.
 // Grid (any number, rows): a row's slices are shared among its thread blocks, and the last of them
 // compares the winners of all blocks.
 
@@ -86,7 +86,7 @@ DEVICE void finish(const Row &row, int at, const Winner *winners, int count, con
                    int *tail, int vocab, int *tokens) {
     int lane = threadIdx.x % 32;
     Winner mine[MOST_WINNERS / 32];
-    Stats all = {-INF, INF, NO_TOKEN, NO_TOKEN};
+    Stats all = {-INF, INF, NO_TOKEN, NO_TOKEN, 0.f};
 #pragma unroll
     for (int i = 0; i < MOST_WINNERS / 32; ++i) {
         mine[i] = {-INF, -INF, NO_TOKEN, NO_TOKEN, NO_TOKEN};
@@ -115,34 +115,8 @@ DEVICE void finish(const Row &row, int at, const Winner *winners, int count, con
     if (code == 0 && who == NO_TOKEN) code = ALL_MASKED;
     tokens[at] = code < 0 ? code : who;
     if (code < 0) return;
-    // The token belongs to the sequence now.
-    if (row.slot.counts_row >= 0) dense_row(blocks, row.slot.counts_row, vocab)[who] += 1;
-    tail[(i64)row.id * TAIL + (row.position & (TAIL - 1))] = who;
+    keep_token(row, who, blocks, tail, vocab);
 }
-
-/// Eight logits on their way from memory, in as few registers as they need.
-struct Eight {
-#if defined(T_FLOAT)
-    float x[8];
-    DEVICE void load(const elem *row, int vocab, int aligned, int token) { load8(row, vocab, aligned, token, x); }
-    DEVICE void get(float (&to)[8]) const {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) to[i] = x[i];
-    }
-#else
-    Vec16 x;
-    DEVICE void load(const elem *row, int vocab, int aligned, int token) {
-        if (aligned && token + 8 <= vocab) {
-            x = load16(row + token);
-        } else {
-            float wide[8];
-            load8(row, vocab, 0, token, wide);
-            x = pack8<elem>(wide);
-        }
-    }
-    DEVICE void get(float (&to)[8]) const { unpack8<elem>(x, to); }
-#endif
-};
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     sample_race(INPUTS, TABLES, int slices, const float *chunk_max, const Selected *selected,
@@ -161,7 +135,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     if (thread == 0) block.bad_raw = block.bad = block.group = NO_TOKEN;
     const elem *data = logits + at * stride;
     float threshold = -INF;
-    int code = 0;
     // What does not depend on the slot is under way while that is looked up, and the next slice's
     // logits while this one's are worked on.
     Eight next[2];
@@ -175,15 +148,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     if (RACE < 2) {
         if (begin < end) fetch(begin);
     } else {
-        code = selected[at].code, threshold = selected[at].threshold;
+        if (selected[at].state == DONE) return;
+        threshold = selected[at].threshold;
     }
     if (!load_row(row, at, begin * SLICE, end * SLICE, row_slots, positions, slots, aux, tail,
                   blocks, max_slots)) {
         if (blockIdx.x == 0 && thread == 0) tokens[at] = row.id;
-        return;
-    }
-    if (code < 0) {
-        if (blockIdx.x == 0 && thread == 0) tokens[at] = code;
         return;
     }
     Edits edits(row, blocks, vocab);

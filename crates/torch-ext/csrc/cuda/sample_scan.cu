@@ -1,7 +1,8 @@
 // What `sample_select` and the race over what it leaves need to know of all logits. Two kernels:
 //   sample_scan       grid (any number, rows): the largest logit of every 64 tokens, and of slices;
-//   sample_histogram  grid (slices, rows): for top-p without top-k, sums of exp((x - max) / t) by
-//                     bucket of x, in fixed point (so their order does not matter).
+//   sample_histogram  grid (slices, rows): for top-p without top-k, where `sample_select` could not
+//                     tell without: sums of exp((x - max) / t) by bucket of x, in fixed point (so
+//                     their order does not matter).
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     sample_scan(INPUTS, TABLES, int slices, float *chunk_max, Stats *stats, u64 *histogram) {
@@ -18,14 +19,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const elem *data = logits + at * stride;
     i64 chunks = (vocab + CHUNK - 1) / CHUNK;
     // Under way while the slot is looked up, or the slice before it is worked on.
-    float next[2][8];
+    Eight next[2];
     auto fetch = [&](int slice) {
 #pragma unroll
         for (int g = 0; g < 2; ++g) {
-            int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) next[g][i] = -INF;
-            if (token < vocab) load8(data, vocab, aligned, token, next[g]);
+            const int token = slice * SLICE + g * (SLICE / 2) + thread * 8;
+            next[g].load(data, token < vocab ? vocab : 0, aligned, token);
         }
     };
     if (slice < end) fetch(slice);
@@ -38,14 +37,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
     Edits edits(row, blocks, vocab);
     bool edited = edits.any(row);
+    const bool needs_sum = needs_histogram(row.slot, vocab);
+    const float scale = __fdividef(1.4426950408889634f, row.slot.temperature);
     for (; slice < end; ++slice) {
         int first = slice * SLICE;
         float x[2][8], most = -INF, least = INF;
-#pragma unroll
-        for (int g = 0; g < 2; ++g) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[g][i] = next[g][i];
-        }
+        next[0].get(x[0]), next[1].get(x[1]);
         if (slice + 1 < end) fetch(slice + 1);
 #pragma unroll
         for (int g = 0; g < 2; ++g) {
@@ -72,7 +69,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         }
         most = block_max(most, scratch);
         least = -block_max(-least, scratch);
-        if (thread == 0) stats[(i64)at * slices + slice] = {most, least, NO_TOKEN, NO_TOKEN};
+        float sum = 0.f;
+        if (needs_sum && most > -INF) {
+#pragma unroll
+            for (int g = 0; g < 2; ++g) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) sum += exp2_fast((x[g][i] - most) * scale);
+            }
+            sum = block_sum(sum, scratch);
+        }
+        if (thread == 0) stats[(i64)at * slices + slice] = {most, least, NO_TOKEN, NO_TOKEN, sum};
     }
     __syncthreads();
     // Of all this block's slices: only the row's first counts.
@@ -94,7 +100,8 @@ DEVICE double exp_near_0(double x) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    sample_histogram(INPUTS, TABLES, const float *chunk_max, const Stats *stats, u64 *histogram) {
+    sample_histogram(INPUTS, TABLES, const float *chunk_max, const Stats *stats, u64 *histogram,
+                     const Selected *selected) {
     // Weights relative to the largest of their bucket, times 2^36, in two halves: 8192 of them do
     // not overflow 32 bits, and shared memory adds no more at a time.
     __shared__ u32 high[BUCKETS], low[BUCKETS];
@@ -105,9 +112,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int thread = threadIdx.x, first = slice * SLICE;
     pdl_wait();
     pdl_launch();
+    if (selected[at].state != NEEDS_HISTOGRAM) return;
+    // Under way while the slot is looked up.
+    const elem *data = logits + at * stride;
+    const i64 chunks = (vocab + CHUNK - 1) / CHUNK;
+    Eight next[2];
+    float top[2];
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+        const int token = first + g * (SLICE / 2) + thread * 8;
+        next[g].load(data, token < vocab ? vocab : 0, aligned, token);
+        top[g] = token < vocab ? chunk_max[at * chunks + token / CHUNK] : -INF;
+    }
     if (!load_row(row, at, first, first + SLICE, row_slots, positions, slots, aux, tail, blocks,
-                  max_slots) ||
-        !needs_histogram(row.slot, vocab)) {
+                  max_slots)) {
         return;
     }
     if (thread < 32) {
@@ -122,24 +140,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     __syncthreads();
     if (row_error(all) != 0) return;
     Nucleus nucleus(all, threshold, row.slot.temperature);
-    const elem *data = logits + at * stride;
     Edits edits(row, blocks, vocab);
-    i64 chunks = (vocab + CHUNK - 1) / CHUNK;
+    const bool edited = edits.any(row);
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
         int token = first + g * (SLICE / 2) + thread * 8;
-        if (token >= vocab || !(chunk_max[at * chunks + token / CHUNK] >= nucleus.floor)) continue;
+        if (!(top[g] >= nucleus.floor)) continue;
         float x[8];
-        load8(data, vocab, aligned, token, x);
-        edits.apply(row, token, x);
+        next[g].get(x);
+        if (edited) edits.apply(row, token, x);
+        // All weights before the first is added: eight chains of operations at a time.
+        int bucket[8];
+        u64 weight[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            if (!(x[i] >= nucleus.floor) || token + i >= vocab) continue;
-            int bucket = nucleus.bucket(x[i]);
-            double rest = nucleus.exponent(x[i]) + (double)bucket * nucleus.width;
-            u64 weight = (u64)(exp_near_0(rest) * 68719476736.0 + 0.5);
-            atomicAdd(&high[bucket], (u32)(weight >> 18));
-            atomicAdd(&low[bucket], (u32)weight & 0x3ffffu);
+            const bool counts = x[i] >= nucleus.floor && token + i < vocab;
+            const float logit = counts ? x[i] : nucleus.max;
+            bucket[i] = nucleus.bucket(logit);
+            const double rest = nucleus.exponent(logit) + (double)bucket[i] * nucleus.width;
+            weight[i] = counts ? (u64)(exp_near_0(rest) * 68719476736.0 + 0.5) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            if (weight[i] == 0) continue;
+            atomicAdd(&high[bucket[i]], (u32)(weight[i] >> 18));
+            atomicAdd(&low[bucket[i]], (u32)weight[i] & 0x3ffffu);
         }
     }
     __syncthreads();

@@ -38,7 +38,15 @@ pub(crate) static RACE: Source = source!(
     ]
 );
 pub(crate) static SCAN: Source = source!("sample_scan", TYPES);
-pub(crate) static SELECT: Source = source!("sample_select", TYPES);
+pub(crate) static SELECT: Source = Source {
+    name: "sample_select",
+    text: concat!(
+        include_str!("../../csrc/cuda/sample.cuh"),
+        include_str!("../../csrc/cuda/sample_select.cuh"),
+        include_str!("../../csrc/cuda/sample_select.cu")
+    ),
+    variants: TYPES,
+};
 pub(crate) static LOGPROBS: Source = source!("sample_logprobs", TYPES);
 pub(crate) static UPDATE: Source = source!("sample_update", &[&["T_FLOAT=1"]]);
 /// What [`UPDATE`] is compiled with: it has no logits.
@@ -49,6 +57,8 @@ const THREADS: u32 = 512;
 const SLICE: usize = 8192;
 const CHUNK: usize = 64;
 const BUCKETS: usize = 1024;
+const STATS_INTS: usize = 5;
+const SELECTED_INTS: usize = 4;
 /// Blocks of the kernels that share slices out, on a multiprocessor at a time.
 const BLOCKS_PER_SM: usize = 2;
 /// Largest vocabulary: what the tables in shared memory hold.
@@ -62,9 +72,10 @@ pub enum SampleMode {
     Greedy,
     /// No row has min-p, top-k or top-p: one kernel, one pass.
     Race,
-    /// No row has top-p without top-k: three kernels.
+    /// No row has top-p without top-k: three kernels, the last of which is done at once where few
+    /// tokens are left.
     Filter,
-    /// Anything: four kernels.
+    /// Anything: five kernels, the last three of which are done at once where few tokens are left.
     Nucleus,
 }
 
@@ -167,32 +178,32 @@ impl Kernels {
             SampleMode::Greedy | SampleMode::Race => None,
             SampleMode::Filter | SampleMode::Nucleus => {
                 let chunk_max = make(rows * batch.chunks(), Kind::Float)?;
-                let stats = make(rows * slices * 4, Kind::Int)?;
+                let stats = make(rows * slices * STATS_INTS, Kind::Int)?;
+                let selected = make(rows * SELECTED_INTS, Kind::Int)?;
                 let histogram = match mode {
                     SampleMode::Nucleus => Some(make(rows * BUCKETS, Kind::Int64)?),
                     _ => None,
                 };
-                let selected = make(rows * 4, Kind::Int)?;
-                let tables = [
-                    (&chunk_max).into(),
-                    (&stats).into(),
-                    histogram.as_ref().into(),
-                ];
                 let scan = function(&SCAN, "sample_scan")?;
-                let sums = function(&SCAN, "sample_histogram")?;
                 let select = function(&SELECT, "sample_select")?;
+                let maxima: [Arg; 2] = [(&chunk_max).into(), (&stats).into()];
                 let count = [Arg::from(slices as i32)];
+                let select_args = |histogram: Option<&Tensor>| {
+                    let more = [histogram.into(), (&selected).into(), (&tokens).into()];
+                    batch.with(&[&count[..], &maxima, &more].concat())
+                };
                 // SAFETY: `sample_batch` has checked what these read; what they write is as large
                 // as rows, slices and vocabulary demand.
                 unsafe {
-                    let shared_out = batch.shared_out(self.num_sms());
-                    let args = [&count[..], &tables].concat();
-                    self.launch(scan, &shared_out, &batch.with(&args))?;
-                    if histogram.is_some() {
-                        self.launch(sums, &batch.sliced(), &batch.with(&tables))?;
+                    let args = [&count[..], &maxima, &[histogram.as_ref().into()]].concat();
+                    self.launch(scan, &batch.shared_out(self.num_sms()), &batch.with(&args))?;
+                    self.launch(select, &batch.by_row(), &select_args(None))?;
+                    if let Some(histogram) = &histogram {
+                        let sums = function(&SCAN, "sample_histogram")?;
+                        let args = [&maxima[..], &[histogram.into(), (&selected).into()]].concat();
+                        self.launch(sums, &batch.sliced(), &batch.with(&args))?;
+                        self.launch(select, &batch.by_row(), &select_args(Some(histogram)))?;
                     }
-                    let args = [&args[..], &[(&selected).into()]].concat();
-                    self.launch(select, &batch.by_row(), &batch.with(&args))?;
                 }
                 Some((chunk_max, selected))
             }

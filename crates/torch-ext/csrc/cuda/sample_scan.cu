@@ -149,22 +149,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         float x[8];
         next[g].get(x);
         if (edited) edits.apply(row, token, x);
-        // All weights before the first is added: eight chains of operations at a time.
-        int bucket[8];
-        u64 weight[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const bool counts = x[i] >= nucleus.floor && token + i < vocab;
-            const float logit = counts ? x[i] : nucleus.max;
-            bucket[i] = nucleus.bucket(logit);
-            const double rest = nucleus.exponent(logit) + (double)bucket[i] * nucleus.width;
-            weight[i] = counts ? (u64)(exp_near_0(rest) * 68719476736.0 + 0.5) : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (weight[i] == 0) continue;
-            atomicAdd(&high[bucket[i]], (u32)(weight[i] >> 18));
-            atomicAdd(&low[bucket[i]], (u32)weight[i] & 0x3ffffu);
+            if (!(x[i] >= nucleus.floor) || token + i >= vocab) continue;
+            const int bucket = nucleus.bucket(x[i]);
+            const double rest = nucleus.exponent(x[i]) + (double)bucket * nucleus.width;
+            const u64 weight = (u64)(exp_near_0(rest) * 68719476736.0 + 0.5);
+            atomicAdd(&high[bucket], (u32)(weight >> 18));
+            atomicAdd(&low[bucket], (u32)weight & 0x3ffffu);
         }
     }
     __syncthreads();

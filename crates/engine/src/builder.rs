@@ -168,10 +168,13 @@ fn assemble(
     let block_bytes = model.most_kv_bytes_per_block(config.block_size) as u64;
     let stages = config.pipeline_parallel_size;
     let model_len = wanted_model_len(config, model.config().max_context())?;
+    let gpus = (config.tensor_parallel_size * stages) as u64;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
         let usual = match config.usage {
             _ if on_cpu => 2048,
             Usage::Offline if is_large(model.device()) => 16_384,
+            // A step of 8192 tokens would take these longer than a tenth of a second.
+            Usage::Server if model.config().num_parameters() / gpus > MANY_PARAMETERS => 4096,
             _ => 8192,
         };
         let whole_prompt = match config.enable_chunked_prefill {
@@ -305,6 +308,9 @@ fn chat_template(
             source,
         })
 }
+
+/// Weights on one GPU of a model whose steps are smaller when it serves.
+const MANY_PARAMETERS: u64 = 4_000_000_000;
 
 /// Whether it is a GPU with room for large steps; the limit is vLLM's.
 fn is_large(device: Device) -> bool {

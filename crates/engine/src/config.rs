@@ -33,7 +33,8 @@ pub struct EngineConfig {
     /// What the engine is for.
     pub usage: Usage,
     /// Tokens that a step computes at most; unset: 2048 on a CPU and 8192 on a GPU, where
-    /// [`Usage::Offline`] has 16384 if the GPU has 70 GiB (more if other limits need it).
+    /// [`Usage::Offline`] has 16384 if the GPU has 70 GiB and [`Usage::Server`] 4096 if a GPU has more than
+    /// 4e9 weights (more if other limits need it).
     pub max_num_batched_tokens: Option<usize>,
     /// Most prompt tokens of one sequence in a step; 0 for no limit.
     pub long_prefill_token_threshold: usize,

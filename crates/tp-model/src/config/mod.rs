@@ -163,7 +163,7 @@ impl ModelConfig {
     }
 
     /// Number of weights, without biases and norms.
-    pub(crate) fn num_parameters(&self) -> u64 {
+    pub fn num_parameters(&self) -> u64 {
         let [vocab, hidden, width, layers, heads, kv_heads, head_dim] = [
             self.vocab_size,
             self.hidden_size,

@@ -53,9 +53,9 @@ static_assert(sizeof(Slot) == 128, "packed by sample.rs");
 
 DEVICE bool filters_k(const Slot &slot, int vocab) { return slot.top_k > 0 && slot.top_k < vocab; }
 DEVICE bool is_greedy(const Slot &slot) { return slot.temperature == 0.f; }
-/// Whether the nucleus is found through the histogram.
-DEVICE bool needs_histogram(const Slot &slot, int vocab) {
-    return !is_greedy(slot) && slot.top_p < 1.f && !filters_k(slot, vocab);
+/// Whether there is top-p alone, for which `sample_select` asks for the sum of all weights.
+DEVICE bool needs_sum(const Slot &slot, int vocab) {
+    return !is_greedy(slot) && slot.top_p < 1.f && !filters_k(slot, vocab) && !(slot.ln_min_p > -1e300);
 }
 
 #define INPUTS                                                                                     \
@@ -275,7 +275,7 @@ struct Stats {
     float max, min;
     /// First raw and first processed logit that is NaN or +inf.
     int bad_raw, bad;
-    /// Of `exp((x - max) / temperature)` in float32, where top-p comes without top-k.
+    /// Of `exp((x - max) / temperature)` in float32, if the row needs it.
     float sum;
 };
 

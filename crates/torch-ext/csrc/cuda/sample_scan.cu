@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
     Edits edits(row, blocks, vocab);
     bool edited = edits.any(row);
-    const bool needs_sum = needs_histogram(row.slot, vocab);
+    const bool sums = needs_sum(row.slot, vocab);
     const float scale = __fdividef(1.4426950408889634f, row.slot.temperature);
     for (; slice < end; ++slice) {
         int first = slice * SLICE;
@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         most = block_max(most, scratch);
         least = -block_max(-least, scratch);
         float sum = 0.f;
-        if (needs_sum && most > -INF) {
+        if (sums && most > -INF) {
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
 #pragma unroll

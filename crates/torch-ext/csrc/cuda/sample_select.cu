@@ -153,8 +153,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const float width = 1.f / nucleus.scale, low = all.max - (float)(border + 1) * width;
         const float high = again ? low + width : all.max;
         const float lowest = border < BUCKETS - 1 ? low : fminf(low, nucleus.floor);
-        const float middle = 0.5f * (lowest + high);
-        const float reach = 0.5f * (high - lowest) + 4e-6f * (fabsf(all.max) + all.max - lowest);
+        // In halves: the sum of two floats may not be one.
+        const float middle = 0.5f * lowest + 0.5f * high;
+        const float reach = 0.5f * high - 0.5f * lowest + 4e-6f * (fabsf(all.max) + all.max - lowest);
         list(shared, maxima, chunks,
              [&](float max) { return max >= nucleus.floor && nucleus.bucket(max) <= border; });
         visit(shared, data, vocab, aligned, edits, [&](int token, const float(&x)[8]) {
@@ -222,8 +223,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             }
             const int token = race_few(shared, found, key, key >= shared.least ? w : 0.0);
             if (thread == 0) {
-                selected[at] = {all.max, threshold, DONE, 0}, tokens[at] = token;
-                keep_token(shared.row, token, blocks, tail, vocab);
+                // Never without one, since the largest logit is a candidate; but what follows writes there.
+                const bool drawn = token != NO_TOKEN;
+                selected[at] = {all.max, threshold, DONE, 0}, tokens[at] = drawn ? token : ALL_MASKED;
+                if (drawn) keep_token(shared.row, token, blocks, tail, vocab);
             }
             return;
         }

@@ -157,7 +157,8 @@ impl Kernels {
     /// Returns int32 `[rows]` on the device: tokens, or codes for [`SampleFailure::of`]. Waits for
     /// nothing and may be captured; a replay sees the slots' parameters as they are then, which
     /// `mode` must still fit. The token of a row depends on its logits, parameters, seed and
-    /// position and on nothing else.
+    /// position and on nothing else (but for sums in float64 whose order varies: two scores, or the border
+    /// of a nucleus, that agree to 15 digits).
     pub fn sample(
         &self,
         state: &SampleState,

@@ -61,7 +61,7 @@ static float *aligned_to_16(std::vector<float> &store) {
 static void fill(float *row, int vocab) {
     std::normal_distribution<float> normal;
     const int kind = below(6);
-    const float scale = kind == 0 ? 0.02f : (float)uniform(0.5, 6);
+    const float scale = kind == 0 ? 0.02f : (float)uniform(0.5, 4);
     const float steps = kind == 1 ? 2.f : kind == 2 ? 16384.f : 64.f;
     for (int i = 0; i < vocab; ++i) {
         row[i] = kind == 3 && !once_in(3) ? once_in(2) ? -INFINITY : 1.f
@@ -70,6 +70,12 @@ static void fill(float *row, int vocab) {
     for (int i = 0; kind == 4 && i < min(vocab, 20); ++i) row[below(vocab)] = 20.f + (float)below(8);
     row[below(vocab)] = 1.f;
     if (once_in(40)) std::fill(row, row + vocab, -INFINITY);
+    if (once_in(20)) {
+        // As a repetition penalty leaves them, the largest positive or negative.
+        std::fill(row, row + vocab, -INFINITY);
+        const float huge = one_of({-2e38f, -3.3e38f, 3e38f, -1e30f, 1e30f});
+        for (int i = 0; i < 300; ++i) row[below(vocab)] = huge * (1.f + 1e-3f * (float)below(30));
+    }
     if (once_in(40)) row[below(vocab)] = once_in(2) ? NAN : INFINITY;
 }
 
@@ -79,17 +85,18 @@ static Slot parameters(bool plain) {
     slot.counts_row = slot.bias_row = slot.logprobs = -1;
     slot.top_p = 1.f, slot.ln_min_p = -INFINITY, slot.repetition = 1.f;
     if (once_in(8)) return slot;
-    slot.temperature = (float)(once_in(5) ? uniform(0.01, 0.1) : uniform(0.3, 1.6));
+    // High ones above all: where tokens are about as likely, one too many is drawn soon.
+    slot.temperature = (float)(once_in(6) ? uniform(0.01, 0.1) : uniform(0.3, 5));
     if (plain) return slot;
-    if (once_in(2)) slot.top_k = one_of({1, 2, 5, 20, 50, 64, 200, 257, 1000, 3000, 20000});
+    if (!once_in(3)) slot.top_k = one_of({1, 2, 2, 3, 3, 5, 20, 50, 64, 200, 257, 1000, 3000, 20000});
     if (once_in(2)) slot.top_p = (float)(once_in(3) ? uniform(0.001, 0.999999) : uniform(0.5, 0.99));
-    if (once_in(3)) slot.ln_min_p = log(uniform(1e-5, 0.9));
+    if (once_in(4)) slot.ln_min_p = uniform(-12, -0.1);
     return slot;
 }
 
 static Batch random_batch() {
     Batch b;
-    b.vocab = one_of({1, 5, 63, 64, 65, 1000, 8191, 8192, 8193, 20011, 50257, 50264, 151936});
+    b.vocab = one_of({1, 5, 63, 64, 65, 700, 1000, 4000, 8191, 8192, 8193, 20011, 50257, 50264, 151936});
     b.rows = 1 + below(4);
     b.slices = (b.vocab + race::SLICE - 1) / race::SLICE, b.chunks = (b.vocab + race::CHUNK - 1) / race::CHUNK;
     b.stride = b.vocab + below(3) * 4;

@@ -61,7 +61,7 @@ __device__ __noinline__ void read_far(const elem *data, int vocab, int aligned, 
     load8(data, vocab, aligned, token, x);
     if (edits.any(row)) edits.apply(row, token, x);
 }
-/// `ln(sum)` and the noise of word `at` of those that `philox` gives for `counter`.
+/// The score of a group (domain 1) with this sum of weights, or of a token (domain 0) with this exponent.
 __device__ __noinline__ double score_far(double sum, const Row &row, int at, u32 domain) {
     u32 words[4], word;
     philox((u32)at / 4, (u32)row.position, domain, row.slot.key[0], row.slot.key[1], words);
@@ -71,10 +71,6 @@ __device__ __noinline__ double score_far(double sum, const Row &row, int at, u32
         if (at % 4 == i) word = words[i];
     }
     return (domain == 1 ? log(sum) : sum) + gumbel(word);
-}
-__device__ __noinline__ void apply_far(const Edits &edits, const Row &row, int token,
-                                       float (&x)[8]) {
-    edits.apply(row, token, x);
 }
 
 DEVICE double warp_total(double x) {

@@ -104,6 +104,17 @@ fn large_vocabulary() {
         },
         SamplingParams { top_k: 1500, ..d() },
         SamplingParams {
+            temperature: 0.6,
+            top_k: 20,
+            top_p: 0.95,
+            ..d()
+        },
+        SamplingParams {
+            temperature: 0.3,
+            top_p: 0.9,
+            ..d()
+        },
+        SamplingParams {
             min_p: 0.05,
             repetition_penalty: 1.2,
             ..d()

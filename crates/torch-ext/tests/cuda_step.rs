@@ -104,7 +104,8 @@ fn rows_become_the_tensors_of_the_model() {
         };
         limits.check(&rows).unwrap();
         uploaded.put(&rows).unwrap();
-        let out = StepTensors::new(first as usize, SLOTS, WIDTH, &kernels).unwrap();
+        let samples: bool = rng.random();
+        let mut out = StepTensors::new(first as usize, SLOTS, WIDTH, &kernels).unwrap();
         kernels
             .prepare_rows(
                 SLOTS,
@@ -113,7 +114,9 @@ fn rows_become_the_tensors_of_the_model() {
                 &last_token,
                 &tables,
                 &limits,
-                &out,
+                samples,
+                Some((&mut readback, SLOTS - 2)),
+                &mut out,
             )
             .unwrap();
         assert_eq!(ints(&out.ids), ids);
@@ -123,6 +126,12 @@ fn rows_become_the_tensors_of_the_model() {
         assert_eq!(ints(&out.context_len), contexts);
         assert_eq!(ints(&out.row_ends), ends);
         assert_eq!(ints(&out.row_slots), slots);
+        let sampled = if samples {
+            slots.clone()
+        } else {
+            vec![-1; SLOTS]
+        };
+        assert_eq!(ints(&out.sample_slots), sampled);
         for (row, (table, &end)) in mirror.iter().zip(&contexts).enumerate() {
             let used = (end as usize).div_ceil(BLOCK);
             let got = ints(&out.block_tables.get(row as i64));
@@ -131,11 +140,17 @@ fn rows_become_the_tensors_of_the_model() {
         }
 
         let sampled: Vec<i32> = (0..SLOTS).map(|_| rng.random_range(-2..500)).collect();
-        let host = Some((&mut readback, SLOTS - 2));
+        let before = match round {
+            0 => vec![0; SLOTS - 2],
+            _ => ints(&readback.wait().unwrap()),
+        };
         kernels
-            .keep_tokens(&on(&sampled), &out.row_slots, &last_token, host)
+            .keep_tokens(&on(&sampled), &out.row_slots, &last_token, &out)
             .unwrap();
-        let told: Vec<i64> = sampled[..SLOTS - 2].iter().map(|t| (*t).into()).collect();
+        readback.written(SLOTS - 2).unwrap();
+        let told: Vec<i64> = (0..SLOTS - 2)
+            .map(|s| if s == 6 { before[s] } else { sampled[s].into() })
+            .collect();
         assert_eq!(ints(&readback.wait().unwrap()), told);
         let kept: Vec<i64> = (0..SLOTS)
             .map(|s| if s == 6 { last[s] } else { sampled[s].max(0) }.into())

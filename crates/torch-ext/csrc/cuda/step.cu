@@ -26,7 +26,9 @@ extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int*
                                         int block_size, long long* __restrict__ ids, long long* __restrict__ positions,
                                         long long* __restrict__ cache_slots, int* __restrict__ query_start,
                                         int* __restrict__ context_len, int* __restrict__ row_tables,
-                                        int* __restrict__ row_slots, int* __restrict__ row_ends) {
+                                        int* __restrict__ row_slots, int* __restrict__ row_ends,
+                                        int* __restrict__ sample_slots, int samples, int* host, int told,
+                                        long long* __restrict__ place) {
     const int r = blockIdx.x;
     __shared__ int ints[5];
     if (threadIdx.x < 5) ints[threadIdx.x] = rows[5 * r + threadIdx.x];
@@ -48,20 +50,30 @@ extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int*
     for (int i = threadIdx.x; i < used; i += blockDim.x) {
         row_tables[static_cast<long long>(r) * width + i] = table[i];
     }
+    if (r == 0 && threadIdx.x == 0) {
+        place[0] = reinterpret_cast<long long>(host);
+        place[1] = told;
+    }
     if (threadIdx.x == 0) {
         query_start[r] = row.first;
         if (r == gridDim.x - 1) query_start[r + 1] = row.first + row.len;
         context_len[r] = padding ? 0 : end;
         row_slots[r] = row.slot;
+        sample_slots[r] = samples ? row.slot : -1;
         row_ends[r] = end;
     }
 }
 
-// last_token[slots[i]] = tokens[i], and host[i] = tokens[i] for the first `told`. A row that could not be sampled (negative) goes on with token 0: its sequence ends
-// before anybody reads what follows.
+// last_token[slots[i]] = tokens[i], and of the first place[1] also host[i] = tokens[i], where host is the address place[0]: a
+// captured launch has the same arguments each time. Rows of negative slots are left alone. A row that could not be sampled
+// (negative) goes on with token 0: its sequence ends before anybody reads what follows.
 extern "C" __global__ void keep_tokens(const int* __restrict__ tokens, const int* __restrict__ slots, int count,
-                                       int* __restrict__ last_token, int* __restrict__ host, int told) {
+                                       int* __restrict__ last_token, const long long* __restrict__ place) {
+    pdl_launch();
+    pdl_wait();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < told) host[i] = tokens[i];
-    if (i < count && slots[i] >= 0) last_token[slots[i]] = max(tokens[i], 0);
+    if (i >= count || slots[i] < 0) return;
+    const int token = tokens[i];
+    if (i < place[1]) reinterpret_cast<int*>(place[0])[i] = token;
+    last_token[slots[i]] = max(token, 0);
 }

@@ -42,6 +42,12 @@ pub struct StepTensors {
     pub row_slots: Tensor,
     /// `[R]` int32: position after each row's last token, which is the sampled token's.
     pub row_ends: Tensor,
+    /// `[R]` int32: `row_slots` if the step samples where it was captured, else all negative.
+    pub sample_slots: Tensor,
+    /// `[2]` int64: where on the host sampled tokens go, and how many of them.
+    place: Tensor,
+    /// That memory, for as long as `place` has its address.
+    told: Option<Tensor>,
 }
 
 impl StepTensors {
@@ -63,6 +69,9 @@ impl StepTensors {
             block_tables: make(&[rows, width], Kind::Int)?,
             row_slots: make(&[rows], Kind::Int)?,
             row_ends: make(&[rows], Kind::Int)?,
+            sample_slots: make(&[rows], Kind::Int)?,
+            place: make(&[2], Kind::Int64)?,
+            told: None,
         })
     }
 }
@@ -137,7 +146,9 @@ impl Kernels {
 
     /// Fills `out` for `num_rows` rows ([`ROW_INTS`] each, what was put into `rows` last), whose
     /// uploaded tokens are `tokens` (int32 on the device). The caller promises by [`RowLimits`] what
-    /// the rows stay within, and has checked it ([`RowLimits::check`]).
+    /// the rows stay within, and has checked it ([`RowLimits::check`]). `samples`: whether
+    /// [`StepTensors::sample_slots`] are the rows' slots. `host`: where [`Kernels::keep_tokens`] of this
+    /// step puts tokens, and how many.
     #[allow(clippy::too_many_arguments, reason = "the tensors of a step")]
     pub fn prepare_rows(
         &self,
@@ -147,7 +158,9 @@ impl Kernels {
         last_token: &Tensor,
         tables: &Tensor,
         limits: &RowLimits,
-        out: &StepTensors,
+        samples: bool,
+        host: Option<(&mut Readback, usize)>,
+        out: &mut StepTensors,
     ) -> Result<(), Error> {
         const OP: &str = "prepare_rows";
         let ints = rows.tensor().numel();
@@ -164,7 +177,8 @@ impl Kernels {
         )?;
         self.ints(OP, "row_slots", &out.row_slots, [Some(room)])?;
         self.ints(OP, "row_ends", &out.row_ends, [Some(room)])?;
-        let long = |name, tensor| {
+        self.ints(OP, "sample_slots", &out.sample_slots, [Some(room)])?;
+        let long = |name, tensor, len| {
             let device = self.device();
             Operand {
                 op: OP,
@@ -172,11 +186,11 @@ impl Kernels {
                 tensor,
                 device,
             }
-            .of(&[Kind::Int64], [None])
+            .of(&[Kind::Int64], [len])
         };
-        let [batch] = long("ids", &out.ids)?;
-        long("positions", &out.positions)?;
-        long("cache_slots", &out.cache_slots)?;
+        let [batch] = long("ids", &out.ids, None)?;
+        long("positions", &out.positions, None)?;
+        long("cache_slots", &out.cache_slots, None)?;
         let promised = limits.slots <= slots
             && limits.width <= width
             && limits.batch <= batch
@@ -196,6 +210,10 @@ impl Kernels {
             });
         }
         let function = self.function(&SOURCE, "prepare_rows", &[])?;
+        let (place, told) = match host {
+            Some((readback, told)) => (Some(readback.promise(told)?), told),
+            None => (None, 0),
+        };
         let launch = Launch::new([num_rows as u32, 1, 1], 128);
         let args = [
             rows.tensor().into(),
@@ -212,60 +230,49 @@ impl Kernels {
             (&out.block_tables).into(),
             (&out.row_slots).into(),
             (&out.row_ends).into(),
+            (&out.sample_slots).into(),
+            Arg::from(i32::from(samples)),
+            place.as_ref().into(),
+            Arg::from(told as i32),
+            (&out.place).into(),
         ];
         // SAFETY: the tensors have the room that the limits promise, and the rows keep to them. The
         // device reads pinned memory at its own address.
         unsafe { self.launch(function, &launch, &args)? };
+        out.told = place;
         Ok(rows.hold()?)
     }
 
     /// `last_token[slots[i]] = tokens[i]` where the slot is not negative; all int32, on the device.
-    /// Slots come from [`Kernels::prepare_rows`], which takes none beyond `last_token`. The first of
-    /// the tokens, so many, also go to the host.
+    /// Slots come from [`Kernels::prepare_rows`], which takes none beyond `last_token`. Tokens of such rows
+    /// also go to the host, where `step` was told. May be captured; [`Readback::written`] follows each run.
     pub fn keep_tokens(
         &self,
         tokens: &Tensor,
         slots: &Tensor,
         last_token: &Tensor,
-        mut host: Option<(&mut Readback, usize)>,
+        step: &StepTensors,
     ) -> Result<(), Error> {
         const OP: &str = "keep_tokens";
         let [count] = self.ints(OP, "tokens", tokens, [None])?;
         self.ints(OP, "slots", slots, [Some(count)])?;
         self.ints(OP, "last_token", last_token, [None])?;
-        let (place, told) = match &host {
-            Some((readback, told)) => (Some(readback.place(*told)?), *told),
-            None => (None, 0),
-        };
-        if told > count {
-            let device = self.device();
-            let given = Operand {
-                op: OP,
-                name: "tokens",
-                tensor: tokens,
-                device,
-            };
-            return Err(given.argument(format!("at least {told}, for the host"), count));
+        if count == 0 {
+            return Ok(());
         }
-        if count > 0 {
-            let function = self.function(&SOURCE, "keep_tokens", &[])?;
-            let launch = Launch::new([count.div_ceil(128) as u32, 1, 1], 128);
-            let args = [
-                tokens.into(),
-                slots.into(),
-                Arg::from(count as i32),
-                last_token.into(),
-                place.into(),
-                Arg::from(told as i32),
-            ];
-            // SAFETY: `count` tokens and slots; slots are below the number of last tokens. The
-            // device writes pinned memory at its own address.
-            unsafe { self.launch(function, &launch, &args)? };
-        }
-        match &mut host {
-            Some((readback, told)) => Ok(readback.written(*told)?),
-            None => Ok(()),
-        }
+        let function = self.function(&SOURCE, "keep_tokens", &[])?;
+        let launch = Launch::new([count.div_ceil(128) as u32, 1, 1], 128).pdl();
+        let args = [
+            tokens.into(),
+            slots.into(),
+            Arg::from(count as i32),
+            last_token.into(),
+            (&step.place).into(),
+        ];
+        // SAFETY: `count` tokens and slots; slots are below the number of last tokens. `prepare_rows` put
+        // the address of pinned memory with room for so many into `place`: `step` holds it, and it is not
+        // given back before `Readback::written` was recorded behind this and is done.
+        unsafe { self.launch(function, &launch, &args) }
     }
 }
 

@@ -237,6 +237,8 @@ pub struct Readback {
     host: Tensor,
     done: Event,
     len: i64,
+    /// Whether a kernel is to write that [`Readback::written`] has not been told of.
+    promised: bool,
 }
 
 impl Readback {
@@ -246,6 +248,7 @@ impl Readback {
             host: pinned(capacity, kind)?,
             done: Event::new(device, false)?,
             len: 0,
+            promised: false,
         })
     }
 
@@ -260,8 +263,8 @@ impl Readback {
         self.done.record()
     }
 
-    /// Where a kernel may write the first `len` values itself, if there is room for so many int32.
-    pub(crate) fn place(&self, len: usize) -> Result<&Tensor, CudaError> {
+    /// Where a kernel will write the first `len` values itself, if there is room for so many int32.
+    pub(crate) fn promise(&mut self, len: usize) -> Result<Tensor, CudaError> {
         let room = self.host.size()[0];
         if self.host.kind() != Kind::Int || len as i64 > room {
             return Err(CudaError(format!(
@@ -269,12 +272,14 @@ impl Readback {
                 self.host.kind()
             )));
         }
-        Ok(&self.host)
+        self.promised = true;
+        Ok(self.host.shallow_clone())
     }
 
     /// A kernel that writes `len` values is on the current stream.
-    pub(crate) fn written(&mut self, len: usize) -> Result<(), CudaError> {
+    pub fn written(&mut self, len: usize) -> Result<(), CudaError> {
         self.len = len as i64;
+        self.promised = false;
         self.done.record()
     }
 
@@ -292,6 +297,9 @@ impl Readback {
 
 impl Drop for Readback {
     fn drop(&mut self) {
+        if self.promised {
+            std::mem::forget(self.host.shallow_clone());
+        }
         keep_while_used(&self.host, &self.done);
     }
 }

@@ -13,6 +13,9 @@ pub(super) struct DecodeGraph {
     /// Logits, `[size, vocab]`, where this rank gets them; on a stage that is not the last what the
     /// next one gets, `[size, hidden]`. Overwritten by every replay.
     pub(super) output: Option<Tensor>,
+    /// What was sampled, int32 `[size]`, where this rank is alone: of rows whose
+    /// [`sample_slots`](torch_ext::cuda::StepTensors::sample_slots) are not negative.
+    pub(super) tokens: Option<Tensor>,
     /// What the kernels read: kept for as long as the graph.
     pub(super) _batch: AttentionBatch,
 }

@@ -126,7 +126,7 @@ impl CudaRunner {
         self.ints.clear();
         self.ints.pad(rows);
         self.send_rows()?;
-        self.prepare(rows)
+        self.prepare(rows, false, None)
     }
 
     /// A step of so many tokens, in as few sequences as can hold them, whose keys and values all go to
@@ -159,7 +159,7 @@ impl CudaRunner {
         }
         let rows = self.ints.num_rows();
         self.send_rows()?;
-        self.prepare(rows)?;
+        self.prepare(rows, false, None)?;
         let work = self.paged_work()?;
         let batch = self.attention_batch(self.ints.num_tokens, rows, work);
         let ids = self.tensors.ids.narrow(0, 0, self.ints.num_tokens as i64);
@@ -188,13 +188,19 @@ impl CudaRunner {
         // Once for real: compiles kernels and lets libtorch choose its own. Padding only.
         self.padding(size).map_err(options)?;
         let batch = self.decode_batch(size);
-        drop(self.decode(size, &batch).map_err(options)?);
-        let (graph, output) =
-            Graph::capture(self.graphs.pool, || self.decode(size, &batch)).map_err(options)?;
+        let step = || {
+            let output = self.decode(size, &batch)?;
+            let tokens = self.draw(size, output.as_ref())?;
+            Ok::<_, String>((output, tokens))
+        };
+        drop(step().map_err(options)?);
+        let (graph, made) = Graph::capture(self.graphs.pool, step).map_err(options)?;
+        let (output, tokens) = made.map_err(options)?;
         self.graphs.graphs.push(DecodeGraph {
             size,
             graph,
-            output: output.map_err(options)?,
+            output,
+            tokens,
             _batch: batch,
         });
         Ok(())

@@ -177,7 +177,7 @@ impl CudaRunner {
         let tokens = self.model.groups().tp.broadcast(like, 0);
         let tokens = tokens.map_err(|e| e.to_string())?;
         self.kernels
-            .keep_tokens(&tokens, slots, &self.last_token, None)
+            .keep_tokens(&tokens, slots, &self.last_token, &self.tensors)
             .map_err(|e| e.to_string())
     }
 

@@ -2,7 +2,7 @@
 
 use batch_scheduler::SampleRow;
 use tch::{Kind, Tensor};
-use torch_ext::cuda::Upload;
+use torch_ext::cuda::{Readback, Upload};
 
 use super::{CudaRunner, CudaTicket};
 use crate::attention::{AttentionBatch, HostBatch, PagedWork};
@@ -102,7 +102,14 @@ impl CudaRunner {
     }
 
     /// Outside of captured steps, whose arguments are fixed: the rows are elsewhere each time.
-    pub(super) fn prepare(&mut self, rows: usize) -> Result<(), String> {
+    ///
+    /// `draws`: whether the captured draw is to take place. `told`: where the step's tokens go.
+    pub(super) fn prepare(
+        &mut self,
+        rows: usize,
+        draws: bool,
+        told: Option<(&mut Readback, usize)>,
+    ) -> Result<(), String> {
         self.kernels
             .prepare_rows(
                 rows,
@@ -111,7 +118,9 @@ impl CudaRunner {
                 &self.last_token,
                 &self.tables,
                 &self.limits,
-                &self.tensors,
+                draws,
+                told,
+                &mut self.tensors,
             )
             .map_err(|e| e.to_string())
     }
@@ -129,19 +138,25 @@ impl CudaRunner {
         rows: usize,
         ticket: &mut CudaTicket,
     ) -> Result<(), String> {
-        let size = self.graphs.fitting(rows).map(|graph| graph.size);
-        self.ints.pad(size.unwrap_or(rows));
+        let graph = self.graphs.fitting(rows);
+        let size = graph.as_ref().map_or(rows, |graph| graph.size);
+        let may_draw = graph.is_some_and(|graph| graph.tokens.is_some());
+        let draws = may_draw && self.needs_no_more(ticket)?;
+        ticket.tokens = self.readback()?;
+        self.ints.pad(size);
         self.send_rows()?;
-        self.prepare(size.unwrap_or(rows))?;
-        let count = size.unwrap_or(rows) as i64;
+        self.prepare(size, draws, told(ticket))?;
+        let count = size as i64;
         if let (Some(place), Some(input)) = (&self.input, self.receive(count)?) {
             place.narrow(0, 0, count).copy_(&input);
         }
+        let mut drawn = None;
         let output = match self.graphs.fitting(rows) {
             Some(graph) => {
                 let met = self.model.groups().tp.meet();
                 met.map_err(|e| e.to_string())?;
                 graph.graph.replay().map_err(|e| e.to_string())?;
+                drawn = graph.tokens.as_ref().map(Tensor::shallow_clone);
                 graph.output.as_ref().map(Tensor::shallow_clone)
             }
             None => self.decode(rows, &self.decode_batch(rows))?,
@@ -151,7 +166,10 @@ impl CudaRunner {
         }
         let slots = self.tensors.row_slots.narrow(0, 0, count);
         let positions = self.tensors.row_ends.narrow(0, 0, count);
-        self.sample(output.as_ref(), &slots, &positions, rows, ticket)
+        match drawn {
+            Some(tokens) if draws => self.drawn(tokens, ticket),
+            _ => self.sample(output.as_ref(), &slots, &positions, ticket),
+        }
     }
 
     /// Prompts, or prompts beside decoding.
@@ -162,7 +180,10 @@ impl CudaRunner {
     ) -> Result<(), String> {
         self.send_rows()?;
         let (rows, tokens) = (self.ints.num_rows(), self.ints.num_tokens);
-        self.prepare(rows)?;
+        if !ticket.samples.is_empty() {
+            ticket.tokens = self.readback()?;
+        }
+        self.prepare(rows, false, told(ticket))?;
         let work = self.paged_work()?;
         let batch = self.attention_batch(tokens, rows, work);
         let ids = self.tensors.ids.narrow(0, 0, tokens as i64);
@@ -211,7 +232,7 @@ impl CudaRunner {
             let logits = self.model.raw_logits(&hidden.narrow(0, 0, count as i64));
             let logits = logits.map_err(|e| e.to_string())?;
             let (slots, positions) = (part(1), part(2));
-            self.sample(logits.as_ref(), &slots, &positions, count, ticket)?;
+            self.sample(logits.as_ref(), &slots, &positions, ticket)?;
         }
         let mut scratch = Vec::new();
         let mut first = count as i64;
@@ -229,4 +250,10 @@ impl CudaRunner {
         }
         Ok(())
     }
+}
+
+/// Where a step's tokens go on the host, and how many.
+fn told(ticket: &mut CudaTicket) -> Option<(&mut Readback, usize)> {
+    let count = ticket.samples.len();
+    Some((ticket.tokens.as_mut()?, count))
 }

@@ -67,10 +67,10 @@ extern "C" __global__ void prepare_rows(const int* __restrict__ rows, const int*
 // last_token[slots[i]] = tokens[i], and of the first place[1] also host[i] = tokens[i], where host is the address place[0]: a
 // captured launch has the same arguments each time. Rows of negative slots are left alone. A row that could not be sampled
 // (negative) goes on with token 0: its sequence ends before anybody reads what follows.
-extern "C" __global__ void keep_tokens(const int* __restrict__ tokens, const int* __restrict__ slots, int count,
-                                       int* __restrict__ last_token, const long long* __restrict__ place) {
-    pdl_launch();
+extern "C" __global__ void keep_tokens(const int* tokens, const int* slots, int count, int* last_token,
+                                       const long long* place) {
     pdl_wait();
+    pdl_launch();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count || slots[i] < 0) return;
     const int token = tokens[i];

@@ -245,7 +245,8 @@ impl Kernels {
 
     /// `last_token[slots[i]] = tokens[i]` where the slot is not negative; all int32, on the device.
     /// Slots come from [`Kernels::prepare_rows`], which takes none beyond `last_token`. Tokens of such rows
-    /// also go to the host, where `step` was told. May be captured; [`Readback::written`] follows each run.
+    /// also go to the host, where `step` was told. May be captured; [`Readback::written`] follows each run,
+    /// of which there is one for each [`Kernels::prepare_rows`] with a place on the host.
     pub fn keep_tokens(
         &self,
         tokens: &Tensor,
@@ -270,8 +271,8 @@ impl Kernels {
             (&step.place).into(),
         ];
         // SAFETY: `count` tokens and slots; slots are below the number of last tokens. `prepare_rows` put
-        // the address of pinned memory with room for so many into `place`: `step` holds it, and it is not
-        // given back before `Readback::written` was recorded behind this and is done.
+        // the address of pinned memory with room for so many into `place`. `step` holds that until the next
+        // `prepare_rows`, and its `Readback` until what was recorded behind this launch is done.
         unsafe { self.launch(function, &launch, &args) }
     }
 }

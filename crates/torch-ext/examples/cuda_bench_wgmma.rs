@@ -1,11 +1,12 @@
 //! Single products of 17 to 128 rows, of our kernels and of cuBLAS:
-//! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans] [fresh]`.
+//! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans] [fresh] [name]`.
 //!
 //! Each time is that of one product within a CUDA graph over copies of the weight that together are
 //! far larger than the L2 cache. TB/s counts the weight. `small` is `linear_small` where it takes the
 //! rows. For a gate and up, cuBLAS and `small` are followed by `silu_mul`; `wgmma` has it inside. With
 //! `plans` all ways to launch `wgmma` are timed, and the twelve that are fastest printed. With `fresh` a kernel writes x
-//! before each product, as in a step, and its time is part of every figure.
+//! before each product, as in a step, and its time is part of every figure. Anything else is the end of the names of the
+//! weights that are timed: `head`, `"8B o"`.
 
 mod timing;
 
@@ -35,12 +36,15 @@ const SHAPES: [(&str, usize, usize, bool); 10] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<usize> = Vec::new();
-    let (mut all_plans, mut fresh) = (false, false);
+    let (mut all_plans, mut fresh, mut only) = (false, false, String::new());
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "plans" => all_plans = true,
             "fresh" => fresh = true,
-            number => rows.push(number.parse()?),
+            other => match other.parse() {
+                Ok(number) => rows.push(number),
+                Err(_) => only = other.to_owned(),
+            },
         }
     }
     if rows.is_empty() {
@@ -50,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Stream::new(0)?.make_current()?;
     let device = kernels.device();
     println!("rows  weight         MB |   cuBLAS us TB/s |    small us TB/s |    wgmma us TB/s");
-    for (name, n, k, gated) in SHAPES {
+    for (name, n, k, gated) in SHAPES.into_iter().filter(|s| s.0.ends_with(&only)) {
         let bytes = n * k * 2;
         let copies = COLD.div_ceil(bytes).max(2);
         let shape = [n as i64, k as i64];

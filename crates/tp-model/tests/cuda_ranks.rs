@@ -8,7 +8,7 @@
 mod plans;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use batch_scheduler::SlotId;
@@ -21,6 +21,13 @@ use tp_model::{DtypeChoice, LoadOptions, Model, ParallelConfig, Runner, RunnerCo
 const TIMEOUT: Duration = Duration::from_secs(20);
 const SLOTS: usize = 5;
 const STEPS: usize = 40;
+
+/// One test at a time: ranks that share a GPU wait for each other on it, and where the driver waits for all kernels of a
+/// process (as it does when another test frees memory), one of them may never begin.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
@@ -107,6 +114,7 @@ fn solo(options: &LoadOptions<'_>) -> Vec<Vec<TokenLogprobs>> {
 
 #[test]
 fn nccl_with_one_rank_changes_no_bit() {
+    let _mine = turn();
     if !torch_ext::cuda::is_available() {
         println!("skipped: no CUDA device");
         return;
@@ -201,6 +209,7 @@ fn check_divided(
 
 #[test]
 fn ranks_that_share_a_gpu_are_one() {
+    let _mine = turn();
     if !torch_ext::cuda::is_available() {
         println!("skipped: no CUDA device");
         return;
@@ -222,6 +231,7 @@ fn ranks_that_share_a_gpu_are_one() {
 
 #[test]
 fn ranks_with_a_gpu_each_are_one() {
+    let _mine = turn();
     if torch_ext::cuda::device_count() < 2 {
         println!("skipped: fewer than two CUDA devices");
         return;
@@ -239,6 +249,7 @@ fn ranks_with_a_gpu_each_are_one() {
 
 #[test]
 fn stages_are_one_model() {
+    let _mine = turn();
     if !torch_ext::cuda::is_available() {
         println!("skipped: no CUDA device");
         return;
@@ -262,6 +273,7 @@ fn stages_are_one_model() {
 /// waits for the GPU, the ranks of the other may wait for each other on it.
 #[test]
 fn stages_of_two_ranks_are_one_model() {
+    let _mine = turn();
     if torch_ext::cuda::device_count() < 4 {
         println!("skipped: fewer than four CUDA devices");
         return;

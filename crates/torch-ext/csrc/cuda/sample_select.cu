@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const bool live = load_row(shared.row, at, 0, vocab, row_slots, positions, slots, aux, tail,
                                blocks, max_slots);
     const Slot &slot = shared.row.slot;
-    const int code = live ? row_error(shared.all) : thread == 0 ? shared.row.id : -1;
+    const int code = live ? row_error(shared.all) : row_slots[at] < 0 ? PADDING : EMPTY_SLOT;
     if (code < 0) {
         if (thread == 0) selected[at] = {-INF, -INF, DONE, 0}, tokens[at] = code;
         return;

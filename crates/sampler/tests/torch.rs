@@ -19,37 +19,6 @@ fn tensor(logits: &[f32], vocab_size: usize) -> Tensor {
         .to_device(device)
 }
 
-/// Equal but for the rounding of log-probabilities.
-fn assert_same(found: &SampleResult, expected: &SampleResult, what: &str) {
-    assert_eq!(
-        (found.token, &found.error),
-        (expected.token, &expected.error),
-        "{what}"
-    );
-    assert_eq!(
-        found.logprobs.is_some(),
-        expected.logprobs.is_some(),
-        "{what}"
-    );
-    let (Some(found), Some(expected)) = (&found.logprobs, &expected.logprobs) else {
-        return;
-    };
-    let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
-    assert_eq!(
-        (found.token, found.rank),
-        (expected.token, expected.rank),
-        "{what}"
-    );
-    assert!(
-        close(found.logprob, expected.logprob),
-        "{what}: {found:?} {expected:?}"
-    );
-    assert_eq!(found.top.len(), expected.top.len(), "{what}");
-    for (a, b) in found.top.iter().zip(&expected.top) {
-        assert!(a.0 == b.0 && close(a.1, b.1), "{what}: {a:?} {b:?}");
-    }
-}
-
 struct Pair {
     plain: BatchSampler,
     torch: TorchSampler,
@@ -85,7 +54,7 @@ impl Pair {
             .unwrap();
         let ids = Vec::<i64>::try_from(ids).unwrap();
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            assert_same(found, expected, &format!("{what}, row {i}"));
+            common::assert_same(found, expected, &format!("{what}, row {i}"));
             assert!(expected.error.is_some() || ids[i] == i64::from(expected.token));
         }
         assert_eq!(found.len(), expected.len());

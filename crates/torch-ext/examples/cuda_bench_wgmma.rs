@@ -50,6 +50,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if rows.is_empty() {
         rows = vec![17, 32, 64, 96, 128];
     }
+    if !SHAPES.iter().any(|shape| shape.0.ends_with(&only)) {
+        return Err(format!("no weight's name ends with `{only}`").into());
+    }
     let kernels = Kernels::new(0)?;
     Stream::new(0)?.make_current()?;
     let device = kernels.device();

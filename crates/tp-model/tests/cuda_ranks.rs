@@ -22,8 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const SLOTS: usize = 5;
 const STEPS: usize = 40;
 
-/// One test at a time: ranks that share a GPU wait for each other on it, and where the driver waits for all kernels of a
-/// process (as it does when another test frees memory), one of them may never begin.
+/// One test at a time: beside others, ranks that share a GPU waited for each other up to the time limit. A guess, not
+/// checked: where the driver waits for all kernels of the process, as when another test frees memory, one never begins.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

@@ -4,7 +4,7 @@
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use sampler::SamplingParams;
+use sampler::{SampleResult, SamplingParams};
 
 pub fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
@@ -133,4 +133,35 @@ pub fn deviation(counts: &[usize], probabilities: &[f64]) -> f64 {
     }
     let spread = 2.0 / (9.0 * freedom);
     ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt()
+}
+
+/// Equal but for the rounding of log-probabilities.
+pub fn assert_same(found: &SampleResult, expected: &SampleResult, what: &str) {
+    assert_eq!(
+        (found.token, &found.error),
+        (expected.token, &expected.error),
+        "{what}"
+    );
+    assert_eq!(
+        found.logprobs.is_some(),
+        expected.logprobs.is_some(),
+        "{what}"
+    );
+    let (Some(found), Some(expected)) = (&found.logprobs, &expected.logprobs) else {
+        return;
+    };
+    let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+    assert_eq!(
+        (found.token, found.rank),
+        (expected.token, expected.rank),
+        "{what}"
+    );
+    assert!(
+        close(found.logprob, expected.logprob),
+        "{what}: {found:?} {expected:?}"
+    );
+    assert_eq!(found.top.len(), expected.top.len(), "{what}");
+    for (a, b) in found.top.iter().zip(&expected.top) {
+        assert!(a.0 == b.0 && close(a.1, b.1), "{what}: {a:?} {b:?}");
+    }
 }

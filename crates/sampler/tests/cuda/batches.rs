@@ -5,8 +5,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use sampler::SamplingParams;
 use tch::{Kind, Tensor};
 
-use crate::common;
-use crate::pair::{DEVICE, Pair, assert_same, host, ints, kernels};
+use crate::common::{self, assert_same};
+use crate::pair::{DEVICE, Pair, host, ints, kernels};
 
 #[test]
 fn random_batches() {

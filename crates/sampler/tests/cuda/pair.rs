@@ -5,9 +5,11 @@ use std::sync::Arc;
 use rand::Rng;
 use rand::rngs::StdRng;
 use sampler::cuda::CudaSampler;
-use sampler::{BatchSampler, SampleResult, SamplingParams};
+use sampler::{BatchSampler, SamplingParams};
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Kernels, Stream};
+
+use crate::common::assert_same;
 
 /// Kernels of the first device, on a stream of this test's own.
 pub(crate) fn kernels() -> Option<Arc<Kernels>> {
@@ -27,24 +29,6 @@ pub(crate) fn ints(values: &[i32]) -> Tensor {
 
 pub(crate) fn host(tensor: &Tensor) -> Vec<i32> {
     Vec::<i32>::try_from(tensor.to_device(Device::Cpu)).unwrap()
-}
-
-pub(crate) fn assert_same(found: &SampleResult, expected: &SampleResult, what: &str) {
-    let summary = |r: &SampleResult| (r.token, r.error.clone(), r.logprobs.is_some());
-    assert_eq!(summary(found), summary(expected), "{what}");
-    let (Some(found), Some(expected)) = (&found.logprobs, &expected.logprobs) else {
-        return;
-    };
-    let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
-    assert_eq!(found.rank, expected.rank, "{what}");
-    assert!(
-        close(found.logprob, expected.logprob),
-        "{what}: {found:?} {expected:?}"
-    );
-    assert_eq!(found.top.len(), expected.top.len(), "{what}");
-    for (a, b) in found.top.iter().zip(&expected.top) {
-        assert!(a.0 == b.0 && close(a.1, b.1), "{what}: {a:?} {b:?}");
-    }
 }
 
 /// The same sequences in both.

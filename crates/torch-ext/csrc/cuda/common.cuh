@@ -159,6 +159,18 @@ DEVICE void cp_async16(u32 shared, const void *global, bool valid = true) {
                  "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
 }
+/// What L2 should do with lines that are read once: give them up before others.
+DEVICE u64 policy_read_once() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+/// As `cp_async16`, with what L2 should do with the lines.
+DEVICE void cp_async16(u32 shared, const void *global, bool valid, u64 policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(shared),
+                 "l"(global), "r"(valid ? 16 : 0), "l"(policy)
+                 : "memory");
+}
 /// Ends the group of copies started since the last one.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most the `N` newest groups of this thread are in flight.

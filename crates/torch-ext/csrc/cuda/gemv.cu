@@ -128,6 +128,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int tiles = (outputs + (SILU ? 7 : 15)) / (SILU ? 8 : 16);
     const int blocks = (tiles + R - 1) / R;
 
+    const u64 read_once = policy_read_once();
+
     // What is issued next: tile `next_r` of block `next_block`, chunk `next_chunk`.
     int next_block = my_chunks > 0 ? blockIdx.x : blocks;
     int next_chunk = 0, next_r = 0, issue_slot = 0, x_issue_slot = 0;
@@ -170,8 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 int i = at + h * 32;
                 bool inside = i < k;
                 if (!inside) i = 0;
-                cp_async16(to + h * 2 * THREADS * 16, row0 + i, inside && valid0);
-                cp_async16(to + (h * 2 + 1) * THREADS * 16, row1 + i, inside && valid1);
+                cp_async16(to + h * 2 * THREADS * 16, row0 + i, inside && valid0, read_once);
+                cp_async16(to + (h * 2 + 1) * THREADS * 16, row1 + i, inside && valid1, read_once);
             }
             issue_slot = issue_slot + 1 == STAGES ? 0 : issue_slot + 1;
             if (X_STREAM && with_x && next_r == 0) issue_x(next_chunk);

@@ -99,12 +99,7 @@ DEVICE void store_cluster(u32 address, u32 barrier, u32 rank, float4 v) {
 
 // ---- TMA --------------------------------------------------------------------------------------------------------------
 
-/// What L2 should do with lines that are read once, and with lines that others will read.
-DEVICE u64 policy_read_once() {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
+/// What L2 should do with lines that others will read.
 DEVICE u64 policy_keep() {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));

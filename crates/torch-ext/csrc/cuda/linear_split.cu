@@ -72,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const elem *row0 = w + (i64)(valid0 ? row : 0) * k;
     const elem *row1 = w + (i64)(valid1 ? row + 8 : 0) * k;
 #endif
+    const u64 read_once = policy_read_once();
     auto issue_w = [&](int chunk) {
         u32 to = stages + chunk % STAGES * STAGE_BYTES + threadIdx.x * 16;
         int at = (rank + chunk * CLUSTER) * CHUNK + t8;
@@ -80,8 +81,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             int i = at + h * 32;
             bool inside = i < k;
             if (!inside) i = 0;
-            cp_async16(to + h * 2 * THREADS * 16, row0 + i, inside && valid0);
-            cp_async16(to + (h * 2 + 1) * THREADS * 16, row1 + i, inside && valid1);
+            cp_async16(to + h * 2 * THREADS * 16, row0 + i, inside && valid0, read_once);
+            cp_async16(to + (h * 2 + 1) * THREADS * 16, row1 + i, inside && valid1, read_once);
         }
     };
     auto issue_x = [&](int chunk) {

@@ -50,7 +50,7 @@ DEVICE i64 find_tile(const Cursor &c, const int *table, const Params &p) {
 
 /// Starts the copies of the cursor's tile. Tokens that are not attended to arrive as zeros: what
 /// the cache holds there may be anything, also NaN.
-DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, const Params &p) {
+DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, const Params &p, u64 policy) {
     int lane = threadIdx.x % 32;
     int token0 = (c.first_tile + c.tile) * TILE;
 #pragma unroll
@@ -68,8 +68,8 @@ DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, cons
         i64 from = at + index * 8;
 #endif
         u32 to = stage + chunk_offset(r, chunk);
-        cp_async16(to, p.k + from, valid);
-        cp_async16(to + TILE_BYTES, p.v + from, valid);
+        cp_async16(to, p.k + from, valid, policy);
+        cp_async16(to + TILE_BYTES, p.v + from, valid, policy);
     }
 }
 
@@ -102,6 +102,7 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 /// even: 0, or work is cut evenly if there are more items than blocks, and some contexts have several splits or there are so
 /// many tiles and leads for a block.
 /// fresh: how many of a context's newest tokens the kernel before this one may write.
+/// read_once: whether L2 is to give up keys and values before other lines.
 /// FUSED: q is [tokens, heads + 2 kv_heads, HEAD_DIM]; k_write and v_write are k and v; the rest is as in rope_cache.
 /// Indices that point outside of a tensor are not followed.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      float *part, float2 *part_ml, u32 *counters, int n, int tokens, int num_seqs,
                      int heads, int kv_heads, int groups, int rows, int width, int blocks,
                      int block_size, int max_context, int window, int max_splits, int even,
-                     float scale, float soft_cap, int fresh, int first_seq
+                     float scale, float soft_cap, int fresh, int first_seq, int read_once
 #if FUSED
                      ,
                      elem *k_write, elem *v_write, const elem *q_norm, const elem *k_norm, float eps,
@@ -217,6 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     u32 my_ring = shared_address(ring) + warp * STAGES * STAGE_BYTES;
     int filled = 0; // where it goes
     bool waited = false;
+    const u64 policy = read_once ? policy_read_once() : policy_usual();
     auto copy_next = [&]() {
         while (ahead.at < share.end && ahead.tile >= ahead.to) ahead.advance(share, contexts, p, warp);
         if (ahead.at < share.end) {
@@ -227,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 pdl_wait();
                 waited = true;
             }
-            copy_tile(my_ring + filled * STAGE_BYTES, at, ahead, table, p);
+            copy_tile(my_ring + filled * STAGE_BYTES, at, ahead, table, p, policy);
             ahead.tile += WARPS;
         }
         cp_async_commit();

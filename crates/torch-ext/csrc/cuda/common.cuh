@@ -165,6 +165,12 @@ DEVICE u64 policy_read_once() {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+/// What L2 does without a policy.
+DEVICE u64 policy_usual() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 /// As `cp_async16`, with what L2 should do with the lines.
 DEVICE void cp_async16(u32 shared, const void *global, bool valid, u64 policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(shared),

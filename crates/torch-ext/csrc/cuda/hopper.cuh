@@ -105,12 +105,6 @@ DEVICE u64 policy_keep() {
     asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-/// What L2 does without a policy.
-DEVICE u64 policy_usual() {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 /// Copies a box, whose first element is (row, column), to shared memory; its bytes count at
 /// `barrier`. What lies outside of the matrix arrives as zeros, and counts.
 DEVICE void copy_box(u32 to, const TensorMap *map, int column, int row, u32 barrier, u64 policy) {

@@ -165,6 +165,12 @@ DEVICE u64 policy_read_once() {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+/// What L2 should do with lines that others will read: keep them longest.
+DEVICE u64 policy_keep() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 /// What L2 does without a policy.
 DEVICE u64 policy_usual() {
     u64 policy;

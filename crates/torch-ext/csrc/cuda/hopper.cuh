@@ -99,12 +99,6 @@ DEVICE void store_cluster(u32 address, u32 barrier, u32 rank, float4 v) {
 
 // ---- TMA --------------------------------------------------------------------------------------------------------------
 
-/// What L2 should do with lines that others will read.
-DEVICE u64 policy_keep() {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 /// Copies a box, whose first element is (row, column), to shared memory; its bytes count at
 /// `barrier`. What lies outside of the matrix arrives as zeros, and counts.
 DEVICE void copy_box(u32 to, const TensorMap *map, int column, int row, u32 barrier, u64 policy) {

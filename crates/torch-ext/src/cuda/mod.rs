@@ -20,6 +20,8 @@ mod attention;
 #[cfg(feature = "cuda")]
 mod attention_decode;
 #[cfg(feature = "cuda")]
+mod attention_decode_work;
+#[cfg(feature = "cuda")]
 mod attention_prefill;
 #[cfg(feature = "cuda")]
 mod check;
@@ -74,7 +76,7 @@ mod tensor_map;
 #[cfg(feature = "cuda")]
 pub use self::{
     attention::{Heads, PagedKv, Scores},
-    attention_decode::DecodeWorkspace,
+    attention_decode_work::DecodeWorkspace,
     compile::{ARCHITECTURES, Source, compile_all},
     copy::CacheSet,
     graph::{Graph, GraphPool},

@@ -18,7 +18,7 @@
 // context's last split also writes key and value to the cache, and puts them into its own copy of the
 // tile. Nobody else reads them in this step.
 //
-// Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), STAGES, WIDE (1: up to 16 heads share a
+// Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), WARPS (of a thread block), STAGES, WIDE (1: up to 16 heads share a
 // KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1), FUSED
 // (0 or 1; 1: and those of rope.cuh). rope.cuh and attention_decode_work.cuh stand before this file when it is compiled.
 

@@ -9,7 +9,6 @@
 //
 // An empty context has no items.
 
-static const int WARPS = 4;
 static const int TILE = 16; // tokens
 // A context of at most this many tiles is one split; longer ones have splits of at least MIN_SPLIT.
 static const int ONE_SPLIT = 24;
@@ -46,8 +45,12 @@ struct Share {
     bool even;
     i64 total, begin, end;
 
-    DEVICE i64 begin_of(int block) const { return total * block / gridDim.x; }
-    /// Whose share this is part of.
+    /// Fewer than blocks: the first blocks take one each. They are on multiprocessors of their own, and the first that
+    /// find room while the kernel before still runs.
+    DEVICE i64 begin_of(int block) const {
+        return total < gridDim.x ? min(total, (i64)block) : total * block / gridDim.x;
+    }
+    /// Whose share this is part of, cut evenly.
     DEVICE int block_of(i64 at) const { return (int)(((at + 1) * gridDim.x - 1) / total); }
 };
 

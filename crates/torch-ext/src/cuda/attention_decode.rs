@@ -22,6 +22,7 @@ pub(crate) static SOURCE: Source = Source {
         &[
             "T_BF16=1",
             "HEAD_DIM=128",
+            "WARPS=8",
             "STAGES=3",
             "WIDE=0",
             "ANY_BLOCK=0",
@@ -33,6 +34,7 @@ pub(crate) static SOURCE: Source = Source {
         &[
             "T_HALF=1",
             "HEAD_DIM=80",
+            "WARPS=4",
             "STAGES=2",
             "WIDE=1",
             "ANY_BLOCK=1",
@@ -42,6 +44,7 @@ pub(crate) static SOURCE: Source = Source {
         &[
             "T_HALF=1",
             "HEAD_DIM=80",
+            "WARPS=4",
             "STAGES=2",
             "WIDE=1",
             "ANY_BLOCK=1",
@@ -52,8 +55,6 @@ pub(crate) static SOURCE: Source = Source {
         ],
     ],
 };
-/// Warps of a decode block: WARPS in the source.
-const WARPS: usize = 4;
 /// With more sequences L2 gives up keys and values before other lines: they come again in the next step, when L2 has
 /// seen all weights and has room for few of them. With no more, steps of 0.6B at batch 8 and 16 took 1 % longer so.
 const FEW_SEQS: usize = 16;
@@ -198,15 +199,12 @@ impl Kernels {
         let rows = heads.rows();
         let splits = heads.splits(max_context);
         let even = if workspace.invariant { 0 } else { EVEN };
-        let plan = DecodePlan::new(
-            &heads,
-            n.min(LAUNCH_SEQS),
-            fused.is_some(),
-            self.capability(),
-        )?;
+        let few = !workspace.invariant && n * heads.lists() <= self.num_sms();
+        let plan = DecodePlan::new(&heads, n.min(LAUNCH_SEQS), few, self.capability())?;
         let mut defines: Defines = smallvec::smallvec![
             (element(q.kind()), 1),
             ("HEAD_DIM", heads.head_dim as i64),
+            ("WARPS", plan.warps as i64),
             ("STAGES", plan.stages as i64),
             ("WIDE", i64::from(rows.rows > 8)),
             (
@@ -225,7 +223,7 @@ impl Kernels {
             let count = LAUNCH_SEQS.min(n - begin);
             let items = count * heads.lists() * splits;
             let grid = items.min(self.num_sms() * plan.blocks_per_sm) as u32;
-            let launch = Launch::new([grid, 1, 1], 32 * WARPS as u32)
+            let launch = Launch::new([grid, 1, 1], 32 * plan.warps as u32)
                 .shared(plan.shared as u32)
                 .pdl();
             let seqs = seqs.map(|seqs| seqs.narrow(0, begin as i64, count as i64));
@@ -296,41 +294,52 @@ struct Work<'a> {
 
 /// How a decode launch uses an SM.
 struct DecodePlan {
+    warps: usize,
     stages: usize,
     shared: usize,
     blocks_per_sm: usize,
 }
 
 impl DecodePlan {
-    fn new(heads: &Heads, n: usize, fused: bool, capability: (i32, i32)) -> Result<Self, Error> {
+    /// `few`: there is an SM for each KV head of each sequence. A block has it for itself then, and twice the warps: more
+    /// of a context is on its way at once. The number of warps decides where sums are rounded, so results that must
+    /// not depend on the batch always take the same.
+    fn new(heads: &Heads, n: usize, few: bool, capability: (i32, i32)) -> Result<Self, Error> {
         let dim = heads.head_dim;
-        let merge = WARPS * heads.rows().rows * (dim + 8) * 4;
-        let turned = match fused {
-            true => (heads.rows().rows + 2) * (dim + 8) * 2,
-            false => 0,
+        let rows = heads.rows().rows;
+        let shared = |warps: usize, stages: usize| {
+            let merge = warps * (rows * (dim + 8) * 4 + 16 * 8);
+            // FUSED's, counted in any case: both ways to call the kernel have one plan.
+            let turned = (rows + 2) * (dim + 8) * 2;
+            warps * stages * 2 * TILE * dim * 2 + merge + 5 * n * 4 + turned
         };
-        let fixed = merge + WARPS * 16 * 8 + 5 * n * 4 + turned;
-        let shared = |stages: usize| WARPS * stages * 2 * TILE * dim * 2 + fixed;
-        // Of an SM; each block takes 1 KB more than it asks for, and has 128 bytes of its own.
+        // Of an SM; each block takes 1 KB more than it asks for, and has less than 256 bytes of its own.
         let all = match capability {
             (8, 0 | 7) => 164,
             (8, _) | (12, _) => 100,
             _ => 228,
         } * 1024;
-        let fits = |stages: usize, blocks: usize| (shared(stages) + 1024 + 160) * blocks <= all;
-        let choices = [(4, MOST_BLOCKS), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1)];
-        match choices
-            .iter()
-            .find(|(stages, blocks)| fits(*stages, *blocks))
-        {
-            Some(&(stages, blocks_per_sm)) => Ok(Self {
+        let of_few: &[_] = if few { &[(8, 3, 1), (8, 2, 1)] } else { &[] };
+        let of_all = &[
+            (4, 4, MOST_BLOCKS),
+            (4, 3, 2),
+            (4, 2, 2),
+            (4, 3, 1),
+            (4, 2, 1),
+            (4, 1, 1),
+        ];
+        let mut choices = of_few.iter().chain(of_all);
+        let fits = |warps, stages, blocks| (shared(warps, stages) + 1024 + 256) * blocks <= all;
+        match choices.find(|&&(warps, stages, blocks)| fits(warps, stages, blocks)) {
+            Some(&(warps, stages, blocks_per_sm)) => Ok(Self {
+                warps,
                 stages,
-                shared: shared(stages),
+                shared: shared(warps, stages),
                 blocks_per_sm,
             }),
             None => Err(CudaError(format!(
                 "attention_decode: {heads:?} need {} bytes of shared memory, the GPU has {all}",
-                shared(1)
+                shared(4, 1)
             ))
             .into()),
         }

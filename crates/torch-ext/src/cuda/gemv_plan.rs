@@ -11,7 +11,8 @@ pub(super) const MAX_ROWS: usize = 32;
 /// Most elements of x that every thread block normalizes for itself. For more, a kernel of its own
 /// does it once.
 const MAX_NORM: usize = 8192;
-/// Most bytes of x in shared memory.
+/// Most bytes of x that stay in shared memory where a thread block needs each once; a third of that memory, if it is more,
+/// where it needs them again for every group of its tiles. Otherwise they go through the pipeline with the weights.
 const MAX_X: usize = 40 << 10;
 
 /// What is asked of the kernel.
@@ -72,12 +73,17 @@ pub(super) fn plan(problem: Problem, num_sms: usize, capability: (i32, i32)) -> 
     };
     let chunks = k.div_ceil(CHUNK);
     let x_resident = tokens * (chunks * CHUNK + 32) * 2;
-    let x_stream = x_resident > MAX_X;
+    let blocks = tiles.div_ceil(r).min(num_sms);
+    let rounds = tiles.div_ceil(r).div_ceil(blocks);
+    let (block_limit, all) = shared_memory(capability);
+    let x_stream = match rounds {
+        1 => x_resident > MAX_X,
+        _ => x_resident > MAX_X.max(block_limit / 3),
+    };
     if norm && (x_stream || tokens * k > MAX_NORM) {
         return None;
     }
-    let blocks = tiles.div_ceil(r).min(num_sms);
-    let items = chunks.div_ceil(WARPS) * r * tiles.div_ceil(r).div_ceil(blocks);
+    let items = chunks.div_ceil(WARPS) * r * rounds;
     let shared = |stages: usize| {
         let x_slots = (r + stages - 2) / r + 1;
         let x = match x_stream {
@@ -87,7 +93,6 @@ pub(super) fn plan(problem: Problem, num_sms: usize, capability: (i32, i32)) -> 
         let norm = if norm { k * 2 + tokens * WARPS * 4 } else { 0 };
         stages * ITEM_BYTES + x + (r * nt).min(8) * THREADS * 16 + norm
     };
-    let (block_limit, all) = shared_memory(capability);
     // Weights that fit into the pipeline as a whole are all on their way before this kernel's turn
     // comes, and two thread blocks on a multiprocessor let the kernel after this one begin as
     // well. With longer streams that does harm: thread blocks end up unevenly on multiprocessors,

@@ -201,7 +201,7 @@ pub(super) fn wins(tokens: usize, n: usize, num_sms: usize) -> bool {
 pub(super) const MOST_ADDED: usize = 64;
 
 /// Below, `linear_small` is faster.
-const FEWEST_ROWS: usize = 17;
+const FEWEST_ROWS: usize = 9;
 /// Chunks of K from which it is worth more effort to save reads of x.
 const LONG: usize = 32;
 

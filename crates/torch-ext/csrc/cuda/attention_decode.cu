@@ -243,6 +243,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load_head(q_norm, lane, q_weight);
     load_head(k_norm, lane, k_weight);
 #endif
+    // Heads that this warp turns for an item. Where they stand, and what is needed beside them, comes from no kernel of the
+    // step: for the first item all of it, two trips to memory, is there by the time the kernel before is done.
+    const int UNITS = ((WIDE ? 16 : 8) + 2 + WARPS - 1) / WARPS;
+    const elem *from[UNITS]; // query heads, then the newest key, then its value; null: no more
+    Angles angles;
+    int newest_block = -1;
+    auto has_newest = [&](const Cursor &c) { return c.has_end() && q_rows[c.seq] >= 0; };
+    auto find_heads = [&](const Cursor &c) {
+        int row = q_rows[c.seq], kv_head = c.head / groups, first_row = c.head % groups * rows;
+        bool newest = has_newest(c);
+        int live = min(rows, p.ratio - first_row), units = row < 0 ? 0 : live + (newest ? 2 : 0);
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i) {
+            int u = warp + i * WARPS;
+            int head = u < live ? kv_head * p.ratio + first_row + u : heads + kv_head + (u - live) * kv_heads;
+            from[i] = u < units ? q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM : nullptr;
+        }
+        if (row < 0) return;
+        angles.load(cos_table, sin_table, rope_index[row], positions, lane);
+        if (newest) newest_block = block_tables[(i64)table_rows[c.seq] * width + (c.context - 1) / block_size];
+    };
+    find_heads(c);
 #endif
     pdl_wait();
     pdl_launch();
@@ -255,25 +277,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     u32 qa[HEAD_DIM / 16][WIDE ? 4 : 2];
     int loaded_seq = -1, loaded_head = -1;
 #if FUSED
-    // Heads that this warp turns for an item: on their way while the item before is worked on.
-    const int UNITS = ((WIDE ? 16 : 8) + 2 + WARPS - 1) / WARPS;
+    // On their way while the item before is worked on.
     u32 raw[UNITS][WORDS];
-    Angles angles;
-    auto has_newest = [&](const Cursor &c) { return c.has_end() && q_rows[c.seq] >= 0; };
-    auto fetch = [&](const Cursor &c) {
-        int row = q_rows[c.seq], kv_head = c.head / groups, first_row = c.head % groups * rows;
-        if (row < 0) return;
-        int live = min(rows, p.ratio - first_row), units = live + (has_newest(c) ? 2 : 0);
-        angles.load(cos_table, sin_table, rope_index[row], positions, lane);
+    auto load_heads = [&] {
 #pragma unroll
-        for (int i = 0; i < UNITS; ++i) {
-            int u = warp + i * WARPS;
-            if (u >= units) break;
-            int head = u < live ? kv_head * p.ratio + first_row + u : heads + kv_head + (u - live) * kv_heads;
-            load_head(q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM, lane, raw[i]);
-        }
+        for (int i = 0; i < UNITS; ++i)
+            if (from[i]) load_head(from[i], lane, raw[i]);
     };
-    fetch(c);
+    load_heads();
 #endif
     int stage = 0;
     for (; c.at < share.end; c.advance(share, contexts, p, warp)) {
@@ -289,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int i = 0; i < UNITS; ++i) {
                 int u = warp + i * WARPS;
-                if (u >= live_rows + (newest ? 2 : 0)) break;
+                if (!from[i]) break;
                 bool is_q = u < live_rows, is_k = u == live_rows;
                 u32 weight[WORDS];
 #pragma unroll
@@ -297,10 +308,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 if (is_q || is_k) turn_head(raw[i], weight, eps, angles);
                 store_head(turned + (is_q ? u : rows + (is_k ? 0 : 1)) * PAD_DIM, lane, raw[i]);
                 if (is_q || first_row > 0) continue; // the first of a KV head's groups writes
-                int token = c.context - 1;
-                int block = block_tables[(i64)table_rows[c.seq] * width + token / block_size];
-                if ((u32)block >= (u32)blocks) continue;
-                i64 slot = ((i64)block * kv_heads + kv_head) * block_size + token % block_size;
+                if ((u32)newest_block >= (u32)blocks) continue;
+                i64 slot = ((i64)newest_block * kv_heads + kv_head) * block_size + (c.context - 1) % block_size;
                 store_head((is_k ? k_write : v_write) + slot * HEAD_DIM, lane, raw[i]);
             }
             __syncthreads();
@@ -308,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         {
             Cursor next = c;
             next.advance(share, contexts, p, warp);
-            if (next.at < share.end) fetch(next);
+            if (next.at < share.end) find_heads(next), load_heads();
         }
 #endif
         if (c.seq != loaded_seq || c.head != loaded_head) {

@@ -110,7 +110,7 @@ impl Kernels {
     /// left out.
     ///
     /// As there, lists and the keys and values of earlier tokens are read before the kernel waits for
-    /// the one before it, and so are the norms' weights.
+    /// the one before it, and so are `rope_index`, the angles and the norms' weights.
     #[allow(clippy::too_many_arguments, reason = "what attention is made of")]
     pub fn attention_decode_fused(
         &self,

@@ -1,4 +1,4 @@
-// y = x w^T for 17 to 128 rows of x (tokens) on Hopper: decode of a batch, where the time goes into
+// y = x w^T for 9 to 128 rows of x (tokens) on Hopper: decode of a batch, where the time goes into
 // reading w once, and the rest of the machine must not be in the way of that.
 //
 // The weights take the 64-row side of wgmma ("swapped"), tokens its column side. A tile is ROWS = 64
@@ -189,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         // While the products run, this warp adds up each row's squares, in the order of the parts.
         const int each = TOKENS / 32;
         float sum[each] = {};
-#pragma unroll 8
+#pragma unroll 16
         for (int part = 0; part < parts; ++part)
 #pragma unroll
             for (int i = 0; i < each; ++i) sum[i] += squares[part * TOKENS + i * 32 + lane];
@@ -227,19 +227,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if ADD
     // Of the tile, for each 16 rows and each token.
     __shared__ float part_squares[WGS * 4][TOKENS];
-    // Of this block's pairs, a warp finishes every (number of warps)-th; so many at a time, whose residuals it has fetched.
-    const int mine = NT / SPLIT, batch = mine < 8 ? mine : 8;
-    auto put_added = [&](int tile, int pair, float4 c, Vec16 before) {
+    // The pairs that a warp finishes: with a split every (number of warps)-th of this block's, else its own.
+    const int mine = NT / SPLIT;
+    auto pair_of = [&](int j) { return SPLIT > 1 ? (warp + j * (CONSUMERS / 32)) * SPLIT + split : warp * NT + j; };
+    auto put_added = [&](int tile, int pair, float4 c, Vec16 before, Vec16 weight) {
         int group = pair % NT, unit = pair / NT;
-        float sum = finish_added(problem, residual, gain, tile + unit, group, lane, c, shared_address(scratch + warp * 256),
-                                 before);
+        float sum = finish_added(problem, residual, tile + unit, group, lane, c, shared_address(scratch + warp * 256),
+                                 before, weight);
         if (lane < 16 && lane % 2 == 0) part_squares[unit][group * 8 + lane / 2] = sum;
-    };
-    auto residual_of = [&](int tile, int pair) {
-        Place place(problem, tile + pair / NT, pair % NT, lane);
-        Vec16 v = {};
-        if (place.at >= 0) v = load16(residual + place.at);
-        return v;
     };
     // All of this block's pairs are finished when every warp is here.
     auto put_squares = [&](int tile) {
@@ -260,6 +255,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         float acc[NT * 4];
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) acc[i] = 0.f;
+        // In units of 16 rows of w.
+        const int tile = (group * SHARE + share) * (ROWS / 16);
+#if ADD
+        // On their way while the products run: behind them, each would be a trip to memory that all wait for.
+        Vec16 held[mine], weights[mine];
+#pragma unroll
+        for (int j = 0; j < mine; ++j) {
+            const Place place(problem, tile + pair_of(j) / NT, pair_of(j) % NT, lane);
+            held[j] = weights[j] = {};
+            if (place.at < 0) continue;
+            held[j] = load16(residual + place.at);
+            weights[j].raw = __ldg((const uint4 *)(gain + place.row));
+        }
+#endif
         int before = -1;
         for (int c = 0; c < chunks; ++c) {
             barrier_wait(full + 8 * stage, parity);
@@ -279,8 +288,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         settled(acc);
         if (before >= 0) release(before);
 
-        // In units of 16 rows of w.
-        const int tile = (group * SHARE + share) * (ROWS / 16);
 #if SCALED
         barrier_wait(summed + 8, 0);
 #endif
@@ -302,15 +309,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             return sum;
         };
 #if ADD
-        Vec16 held[mine];
-#pragma unroll
-        for (int j = 0; j < mine; ++j) held[j] = residual_of(tile, (warp + j * (CONSUMERS / 32)) * SPLIT + split);
         barrier_wait(summed, 0);
 #pragma unroll
-        for (int j = 0; j < mine; ++j) {
-            int i = warp + j * (CONSUMERS / 32);
-            put_added(tile, i * SPLIT + split, sum_of(i), held[j]);
-        }
+        for (int j = 0; j < mine; ++j)
+            put_added(tile, pair_of(j), sum_of(pair_of(j) / SPLIT), held[j], weights[j]);
         put_squares(group * SHARE + share);
 #else
         barrier_wait(summed, 0);
@@ -325,15 +327,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 #elif ADD
 #pragma unroll
-        for (int n = 0; n < NT; n += batch) {
-            Vec16 held[batch];
-#pragma unroll
-            for (int j = 0; j < batch; ++j) held[j] = residual_of(tile, warp * NT + n + j);
-#pragma unroll
-            for (int j = 0; j < batch; ++j) {
-                const float *c = acc + 4 * (n + j);
-                put_added(tile, warp * NT + n + j, make_float4(c[0], c[1], c[2], c[3]), held[j]);
-            }
+        for (int j = 0; j < mine; ++j) {
+            const float *c = acc + 4 * j;
+            put_added(tile, pair_of(j), make_float4(c[0], c[1], c[2], c[3]), held[j], weights[j]);
         }
         put_squares(group * SHARE + share);
 #else

@@ -106,17 +106,16 @@ struct Place {
 };
 
 /// Adds results, rounded as if they were written, to the residual, of which `before` is this lane's part; writes the sum
-/// there and times `gain` to y. Returns the squares of the sums of a token's 16 rows, in lane 2 * token.
-DEVICE float finish_added(const Problem &p, elem *residual, const elem *gain, int tile, int group, int lane, float4 c,
-                          u32 scratch, Vec16 before) {
+/// there and times `weight`, this lane's part of the gain, to y. Returns the squares of the sums of a token's 16 rows, in
+/// lane 2 * token.
+DEVICE float finish_added(const Problem &p, elem *residual, int tile, int group, int lane, float4 c, u32 scratch,
+                          Vec16 before, Vec16 weight) {
     const Place place(p, tile, group, lane);
     turn_around(p, tile, lane, c, scratch);
     __syncwarp();
     float squares = 0.f;
     if (place.at >= 0) {
         float sum[8], r[8], g[8];
-        Vec16 weight;
-        weight.raw = __ldg((const uint4 *)(gain + place.row));
         unpack8<elem>(load_shared16(scratch + lane * 16), sum);
         unpack8<elem>(before, r);
         unpack8<elem>(weight, g);

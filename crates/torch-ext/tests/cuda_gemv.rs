@@ -59,24 +59,21 @@ fn products_of_few_rows() {
     let on = |x: &Tensor| x.to_device(kernels.device());
     let mut rng = StdRng::seed_from_u64(3);
     for kind in [Kind::BFloat16, Kind::Half] {
-        // Odd sizes, every number of groups, several blocks a thread block, long K.
+        // Odd sizes, every number of groups, several blocks a thread block (with much of x and with little), long K.
         let shapes = [
             (1, 8),
             (17, 72),
             (1000, 1000),
             (4096, 1024),
             (40_000, 200),
+            (9000, 4096),
             (264, 14_336),
         ];
         for (n, k) in shapes {
             let rows = kernels.linear_small_rows(n, k);
             assert!(rows >= 8);
             let mut counts = vec![1, rows, rng.random_range(1..=rows)];
-            counts.extend(
-                [2, 3, 8, 9, 16, 17, 32, 33, 64]
-                    .into_iter()
-                    .filter(|m| *m <= rows),
-            );
+            counts.extend([2, 3, 8, 9, 16, 17, 32].into_iter().filter(|m| *m <= rows));
             let w = random(&[n, k], kind, (k as f64).powf(-0.5));
             for m in counts {
                 let x = random(&[m, k], kind, 1.0);
@@ -95,23 +92,14 @@ fn products_of_few_rows() {
 fn a_row_does_not_depend_on_the_others() {
     let Some(kernels) = kernels() else { return };
     for (n, k) in [(1024, 2048), (6144, 1024), (304, 14_336)] {
-        // One kernel up to 32 rows, another one beyond.
-        let most = kernels.linear_small_rows(n, k);
-        for (least, rows) in [(1, most.min(32)), (33, most)] {
-            if least > rows {
-                continue;
-            }
-            let x = random(&[rows, k], Kind::BFloat16, 1.0).to_device(kernels.device());
-            let w = random(&[n, k], Kind::BFloat16, 0.05).to_device(kernels.device());
-            let all = kernels.linear_small(&x, &w, None).unwrap();
-            for m in [1, 2, 7, 9, 16, 33, 50, rows - 1] {
-                if m < least || m > rows {
-                    continue;
-                }
-                let first = x.narrow(0, (rows - m) as i64, m as i64).contiguous();
-                let some = kernels.linear_small(&first, &w, None).unwrap();
-                assert!(some.equal(&all.narrow(0, (rows - m) as i64, m as i64)));
-            }
+        let rows = kernels.linear_small_rows(n, k);
+        let x = random(&[rows, k], Kind::BFloat16, 1.0).to_device(kernels.device());
+        let w = random(&[n, k], Kind::BFloat16, 0.05).to_device(kernels.device());
+        let all = kernels.linear_small(&x, &w, None).unwrap();
+        for m in [1, 2, 7, 9, 16, rows - 1].into_iter().filter(|m| *m < rows) {
+            let first = x.narrow(0, (rows - m) as i64, m as i64).contiguous();
+            let some = kernels.linear_small(&first, &w, None).unwrap();
+            assert!(some.equal(&all.narrow(0, (rows - m) as i64, m as i64)));
         }
     }
 }
@@ -123,7 +111,7 @@ fn with_the_norm_before_and_the_activation_after() {
     for kind in [Kind::BFloat16, Kind::Half] {
         for (n, k) in [(24, 72), (3072, 1024), (712, 1000), (1500, 4096)] {
             let rows = kernels.fused_rows(2 * n, k);
-            for m in [1, 2, 3, 5, 8, 13, 32, 50, 64] {
+            for m in [1, 2, 3, 5, 8, 13, 32] {
                 if m > rows {
                     continue;
                 }
@@ -163,7 +151,7 @@ fn a_chain_in_a_graph_keeps_its_order() {
     let on = |x: &Tensor| x.to_device(kernels.device());
     let kind = Kind::BFloat16;
     const LAYERS: usize = 12;
-    for m in [1, 5, 16, 32, 33, 60] {
+    for m in [1, 5, 16, 32] {
         let (k, n) = (512, 1536);
         if m > kernels
             .fused_rows(2 * n, k)

@@ -55,7 +55,9 @@ fn shapes_of_models_and_odd_ones() {
         };
         let w = random(&kernels, &[n, k], kind, (k as f64).powf(-0.5));
         for m in [
-            17,
+            1,
+            8,
+            rng.random_range(2..32),
             32,
             rng.random_range(33..64),
             64,
@@ -87,6 +89,7 @@ fn all_plans() {
     let Some(kernels) = kernels() else { return };
     let kind = Kind::BFloat16;
     for (m, n, k, gate) in [
+        (3, 1000, 1064, false),
         (21, 1000, 1064, false),
         (100, 1216, 648, false),
         (50, 1232, 1032, true),
@@ -116,7 +119,7 @@ fn a_row_does_not_depend_on_the_others() {
     let kind = Kind::BFloat16;
     for (n, k) in [(1024, 2048), (6144, 1024), (4096, 4096)] {
         let w = random(&kernels, &[n, k], kind, 0.05);
-        for m in [32, 64, 128] {
+        for m in [8, 32, 64, 128] {
             let x = random(&kernels, &[m, k], kind, 1.0);
             let all = kernels.linear_wgmma(&x, &w, None).unwrap();
             // Others that could spoil everything they touch.
@@ -150,7 +153,9 @@ fn a_norm_between_two_products() {
         let after = random(&kernels, &[2 * next, n], kind, (n as f64).powf(-0.5));
         let gain = random(&kernels, &[n], kind, 1.0);
         for m in [
-            17,
+            1,
+            8,
+            rng.random_range(2..32),
             32,
             rng.random_range(33..64),
             64,
@@ -216,7 +221,7 @@ fn a_chain_in_a_graph_keeps_its_order() {
     Stream::new(0).unwrap().make_current().unwrap();
     let kind = Kind::BFloat16;
     const LAYERS: usize = 12;
-    for m in [17, 33, 60, 100, 128] {
+    for m in [2, 17, 33, 60, 100, 128] {
         let (k, n) = (512, 1536);
         let norm = random(&kernels, &[k], kind, 1.0);
         let up: Vec<Tensor> = (0..LAYERS)

@@ -177,7 +177,9 @@ DEVICE u64 policy_usual() {
     asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-/// As `cp_async16`, with what L2 should do with the lines.
+/// As `cp_async16`, with what L2 should do with the lines. Where the compiler splits `shared` into a part of the thread and one
+/// that the warp has in common (`LDGSTS [R + UR], desc[UR]` in the machine code, seen where the common part was of a loop's
+/// counter), CUDA 13.0's assembler makes an illegal instruction of this. The tests on a GPU run into it.
 DEVICE void cp_async16(u32 shared, const void *global, bool valid, u64 policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(shared),
                  "l"(global), "r"(valid ? 16 : 0), "l"(policy)

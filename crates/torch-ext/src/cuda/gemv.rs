@@ -6,7 +6,6 @@ use super::check::{HALVES, Operand};
 use super::compile::Source;
 use super::gemv_plan::{MAX_ROWS, Problem, THREADS, plan};
 use super::kernels::{Arg, Kernels, Launch};
-use super::linear_split;
 use super::rope::{element, same_kind};
 use crate::Error;
 
@@ -65,6 +64,9 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
+/// Elements of a weight from which cuBLAS reads as fast with more than 16 rows.
+const LARGE: usize = 8 << 20;
+
 /// Operands of one launch. `x`, `norm` and `residual_out` were checked against `w` by the caller.
 struct Operands<'a> {
     x: Option<&'a Tensor>,
@@ -78,12 +80,10 @@ impl Kernels {
     /// Up to how many rows of x [`linear_small`](Self::linear_small) takes for a weight of
     /// `[out_features, in_features]`, and is faster than cuBLAS; 0 if it does not take the weight.
     pub fn linear_small_rows(&self, out_features: usize, in_features: usize) -> usize {
-        let some = linear_split::MAX_ROWS;
         match self.invariant_rows(out_features, in_features) {
-            MAX_ROWS if self.split_plan(some, out_features, in_features).is_some() => some,
             // Streams of large weights: cuBLAS reads as fast from here on (H200, 8B: 4.3 ms a step
             // against 4.8 at 32 rows, 4.2 against 4.1 at 16).
-            MAX_ROWS if out_features.saturating_mul(in_features) > linear_split::MAX_WEIGHT => 16,
+            MAX_ROWS if out_features.saturating_mul(in_features) > LARGE => 16,
             rows => rows,
         }
     }
@@ -107,10 +107,6 @@ impl Kernels {
         [MAX_ROWS, 16, 8].into_iter().find(few).unwrap_or(0)
     }
 
-    fn split_plan(&self, tokens: usize, n: usize, k: usize) -> Option<linear_split::Plan> {
-        linear_split::plan(tokens, [n, k], self.num_sms(), self.capability())
-    }
-
     /// Up to how many rows [`add_norm_linear`](Self::add_norm_linear) and
     /// [`add_norm_gated`](Self::add_norm_gated) take, and are faster than what they stand for.
     pub fn fused_rows(&self, out_features: usize, in_features: usize) -> usize {
@@ -121,8 +117,7 @@ impl Kernels {
     /// bfloat16 or all float16; `k` a multiple of 8, at most
     /// [`linear_small_rows`](Self::linear_small_rows) rows. Sums are float32.
     ///
-    /// The result for a row does not depend on the others, nor on how many there are up to 32; from
-    /// there to 64 it may differ from that for fewer by float32 rounding of the sum. Reads `w`
+    /// The result for a row does not depend on the others, nor on how many there are. Reads `w`
     /// before it waits for earlier kernels: none of those may write it.
     pub fn linear_small(
         &self,
@@ -277,13 +272,6 @@ impl Kernels {
             silu,
         };
         let Some(plan) = plan(problem, self.num_sms(), self.capability()) else {
-            if let (Some(x), Some(plan)) = (a.x, self.split_plan(tokens, n, k))
-                && a.norm.is_none()
-            {
-                // SAFETY: the callers checked the shapes, and the plan is for them.
-                unsafe { self.linear_split(plan, &y, x, a.w, a.bias, silu)? };
-                return Ok(y);
-            }
             let most = self.linear_small_rows(n, k);
             return Err(Error::Argument {
                 op,

@@ -40,8 +40,6 @@ mod graph;
 #[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
-mod linear_split;
-#[cfg(feature = "cuda")]
 mod linear_wgmma;
 #[cfg(feature = "cuda")]
 mod linear_wgmma_plan;
@@ -107,7 +105,6 @@ pub const SOURCES: &[&Source] = &[
     &activation::SOURCE,
     &gated_product::SOURCE,
     &gemv::SOURCE,
-    &linear_split::SOURCE,
     &linear_wgmma::SOURCE,
     &copy::SOURCE,
     &attention_decode::SOURCE,

@@ -1,4 +1,4 @@
-//! Single products of 17 to 128 rows, of our kernels and of cuBLAS:
+//! Single products of 1 to 128 rows, of our kernels and of cuBLAS:
 //! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans] [fresh] [name]`.
 //!
 //! Each time is that of one product within a CUDA graph over copies of the weight that together are

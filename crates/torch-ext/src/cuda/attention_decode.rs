@@ -345,3 +345,45 @@ impl DecodePlan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_fit_the_device() {
+        let mut refused = 0;
+        for (capability, kib) in [((8, 0), 164), ((8, 9), 100), ((9, 0), 228), ((12, 0), 100)] {
+            for (heads, kv_heads, head_dim) in [
+                (16, 8, 128),
+                (32, 8, 128),
+                (16, 1, 128),
+                (9, 1, 64),
+                (16, 1, 256),
+            ] {
+                let heads = Heads {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                };
+                for (n, few) in [(1, true), (100, true), (LAUNCH_SEQS, false)] {
+                    let Ok(plan) = DecodePlan::new(&heads, n, few, capability) else {
+                        refused += 1;
+                        continue;
+                    };
+                    let what = format!("{heads:?} {n} {few} {capability:?}");
+                    // What the driver takes of an SM for a block, and the kernel for itself.
+                    let all = (plan.shared + 1024 + 256) * plan.blocks_per_sm;
+                    assert!(all <= kib * 1024, "{what}: {all}");
+                    assert!(plan.blocks_per_sm <= MOST_BLOCKS && plan.stages >= 1);
+                    // Rounding must not depend on the batch where `few` is not asked for.
+                    assert!(plan.warps == 4 || (few && plan.warps == 8), "{what}");
+                    let roomy = capability == (9, 0) && head_dim <= 128;
+                    assert!(!few || !roomy || plan.warps == 8, "{what}");
+                }
+            }
+        }
+        // Heads of 256 do not fit the smallest.
+        assert_eq!(refused, 6);
+    }
+}

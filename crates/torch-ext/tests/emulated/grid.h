@@ -2,7 +2,8 @@
 // block take turns in random order, from one barrier or exchange between a warp's lanes to the next.
 // What a kernel forgets to wait for shows as a wrong result; caches and memory's order do not.
 //
-// Stands in for `common.cuh`. Logits are float32. What is approximate on a GPU is off by as much here.
+// Stands in for `common.cuh`, with `tensor.h` for kernels that use tensor cores. Logits are float32. What is approximate
+// on a GPU is off by as much here. BLOCK is the number of threads of a block.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -43,8 +44,10 @@ static Size blockIdx, gridDim, blockDim;
 
 // ---- fibers ---------------------------------------------------------------------------------
 
-static const int BLOCK = 512;
-static const size_t STACK = 65536;
+#ifndef BLOCK
+#define BLOCK 512
+#endif
+static const size_t STACK = 131072;
 static int current;
 static ucontext_t scheduler, fibers[BLOCK];
 static bool ended[BLOCK];
@@ -67,7 +70,6 @@ static void __syncthreads() {
     if (++at_barrier == alive) at_barrier = 0, ++barriers;
     while (barriers == mine) pause();
 }
-static void __syncwarp() {}
 
 /// Runs a block of `BLOCK` threads, each of which calls `kernel()`.
 template <typename Kernel> static void run_block(const Kernel &kernel) {
@@ -83,19 +85,22 @@ template <typename Kernel> static void run_block(const Kernel &kernel) {
         fibers[t].uc_link = &scheduler;
         makecontext(&fibers[t], start, 0);
     }
+    // Now and then a warp sleeps while the others go on, as far as they can without it.
+    int asleep = 0, nap = 0;
     while (alive > 0) {
         std::shuffle(order.begin(), order.end(), turns);
+        if (--nap < 0) asleep = (int)(turns() % (BLOCK / 8)), nap = (int)(turns() % 50);
         for (int t : order) {
             current = t;
-            if (!ended[t]) swapcontext(&scheduler, &fibers[t]);
+            if (!ended[t] && t / 32 != asleep) swapcontext(&scheduler, &fibers[t]);
             // Those that wait may be all that are left.
             if (alive > 0 && at_barrier == alive) at_barrier = 0, ++barriers;
         }
     }
 }
 
-/// Runs a grid of `x` by `y` blocks, one after the other in random order.
-template <typename Kernel> static void run_grid(int x, int y, const Kernel &kernel) {
+/// Runs a grid of `x` by `y` blocks, one after the other in random order, and `after` behind each.
+template <typename Kernel, typename After> static void run_grid(int x, int y, const Kernel &kernel, const After &after) {
     gridDim = {(unsigned)x, (unsigned)y, 1}, blockDim = {BLOCK, 1, 1};
     std::vector<int> order(x * y);
     for (int i = 0; i < x * y; ++i) order[i] = i;
@@ -103,8 +108,10 @@ template <typename Kernel> static void run_grid(int x, int y, const Kernel &kern
     for (int i : order) {
         blockIdx = {(unsigned)(i % x), (unsigned)(i / x), 0};
         run_block(kernel);
+        after();
     }
 }
+template <typename Kernel> static void run_grid(int x, int y, const Kernel &kernel) { run_grid(x, y, kernel, [] {}); }
 
 // ---- a warp's lanes -------------------------------------------------------------------------
 
@@ -119,6 +126,10 @@ template <typename T> static void exchange(T value, T (&all)[32]) {
     if (++arrived[warp] == 32) arrived[warp] = 0, ++rounds[warp];
     while (rounds[warp] == round) pause();
     for (int i = 0; i < 32; ++i) memcpy(&all[i], &slots[warp][round & 1][i], sizeof value);
+}
+static void __syncwarp() {
+    char all[32];
+    exchange('\0', all);
 }
 template <typename T> static T __shfl_xor_sync(u32, T value, int mask) {
     T all[32];

@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     // Heads that this warp turns for an item. Where they stand, and what is needed beside them, comes from no kernel of the
     // step: for the first item all of it, two trips to memory, is there by the time the kernel before is done.
     const int UNITS = ((WIDE ? 16 : 8) + 2 + WARPS - 1) / WARPS;
-    const elem *from[UNITS]; // query heads, then the newest key, then its value; null: no more
+    const elem *unit[UNITS]; // query heads, then the newest key, then its value; null: no more
     Angles angles;
     int newest_block = -1;
     auto has_newest = [&](const Cursor &c) { return c.has_end() && q_rows[c.seq] >= 0; };
@@ -258,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < UNITS; ++i) {
             int u = warp + i * WARPS;
             int head = u < live ? kv_head * p.ratio + first_row + u : heads + kv_head + (u - live) * kv_heads;
-            from[i] = u < units ? q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM : nullptr;
+            unit[i] = u < units ? q + ((i64)row * (heads + 2 * kv_heads) + head) * HEAD_DIM : nullptr;
         }
         if (row < 0) return;
         angles.load(cos_table, sin_table, rope_index[row], positions, lane);
@@ -282,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     auto load_heads = [&] {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i)
-            if (from[i]) load_head(from[i], lane, raw[i]);
+            if (unit[i]) load_head(unit[i], lane, raw[i]);
     };
     load_heads();
 #endif
@@ -300,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int i = 0; i < UNITS; ++i) {
                 int u = warp + i * WARPS;
-                if (!from[i]) break;
+                if (!unit[i]) break;
                 bool is_q = u < live_rows, is_k = u == live_rows;
                 u32 weight[WORDS];
 #pragma unroll

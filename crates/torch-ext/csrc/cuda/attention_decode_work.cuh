@@ -45,8 +45,8 @@ struct Share {
     bool even;
     i64 total, begin, end;
 
-    /// Fewer than blocks: the first blocks take one each. They are on multiprocessors of their own, and the first that
-    /// find room while the kernel before still runs.
+    /// Fewer than blocks: the first blocks take one each. Were they every fourth block, say, of two a multiprocessor, only
+    /// every fourth multiprocessor would have work.
     DEVICE i64 begin_of(int block) const {
         return total < gridDim.x ? min(total, (i64)block) : total * block / gridDim.x;
     }

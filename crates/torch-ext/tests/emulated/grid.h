@@ -115,17 +115,28 @@ template <typename Kernel> static void run_grid(int x, int y, const Kernel &kern
 
 // ---- a warp's lanes -------------------------------------------------------------------------
 
-/// Every lane gets what all 32 have.
-template <typename T> static void exchange(T value, T (&all)[32]) {
-    static u64 slots[BLOCK / 32][2][32];
+/// `all_of(in, out)` for the 32 lanes of a warp, once the last of them is here; each gets its own.
+template <typename Out, typename In, typename F> static Out together(In in, const F &all_of) {
+    static In ins[BLOCK / 32][32];
+    static Out outs[BLOCK / 32][2][32];
     static int arrived[BLOCK / 32];
     static u32 rounds[BLOCK / 32];
-    int warp = current / 32;
+    int warp = current / 32, lane = current % 32;
     u32 round = rounds[warp];
-    memcpy(&slots[warp][round & 1][current % 32], &value, sizeof value);
-    if (++arrived[warp] == 32) arrived[warp] = 0, ++rounds[warp];
+    ins[warp][lane] = in;
+    if (++arrived[warp] == 32) arrived[warp] = 0, all_of(ins[warp], outs[warp][round & 1]), ++rounds[warp];
     while (rounds[warp] == round) pause();
-    for (int i = 0; i < 32; ++i) memcpy(&all[i], &slots[warp][round & 1][i], sizeof value);
+    return outs[warp][round & 1][lane];
+}
+/// Every lane gets what all 32 have.
+template <typename T> static void exchange(T value, T (&all)[32]) {
+    struct Lanes {
+        T of[32];
+    };
+    Lanes lanes = together<Lanes>(value, [](const T *in, Lanes *out) {
+        for (int lane = 0; lane < 32; ++lane) std::copy(in, in + 32, out[lane].of);
+    });
+    std::copy(lanes.of, lanes.of + 32, all);
 }
 static void __syncwarp() {
     char all[32];

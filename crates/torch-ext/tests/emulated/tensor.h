@@ -59,19 +59,6 @@ static int __syncthreads_count(bool vote) {
     return all;
 }
 
-/// `all_of(in, out)` for the 32 lanes of a warp, once the last of them is here; each gets its own.
-template <typename Out, typename In, typename F> static Out together(In in, const F &all_of) {
-    static In ins[BLOCK / 32][32];
-    static Out outs[BLOCK / 32][2][32];
-    static int arrived[BLOCK / 32];
-    static u32 rounds[BLOCK / 32];
-    int warp = current / 32, lane = current % 32;
-    u32 round = rounds[warp];
-    ins[warp][lane] = in;
-    if (++arrived[warp] == 32) arrived[warp] = 0, all_of(ins[warp], outs[warp][round & 1]), ++rounds[warp];
-    while (rounds[warp] == round) pause();
-    return outs[warp][round & 1][lane];
-}
 static bool __any_sync(u32, bool vote) { return __ballot_sync(FULL_WARP, vote) != 0; }
 static float warp_sum(float x) {
     for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);

@@ -19,7 +19,7 @@
 // tile. Nobody else reads them in this step.
 //
 // Defines: T_BF16 or T_HALF, HEAD_DIM (a multiple of 16), WARPS (of a thread block), STAGES, WIDE (1: up to 16 heads share a
-// KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no multiple of 16), SOFT_CAP (0 or 1), FUSED
+// KV head; 0: up to 8), ANY_BLOCK (1: block sizes that are no power of two, or less than 16), SOFT_CAP (0 or 1), FUSED
 // (0 or 1; 1: and those of rope.cuh). rope.cuh and attention_decode_work.cuh stand before this file when it is compiled.
 
 #define INFINITY_F __int_as_float(0x7f800000)
@@ -43,8 +43,9 @@ DEVICE i64 find_tile(const Cursor &c, const int *table, const Params &p) {
     return 0;
 #else
     int token0 = (c.first_tile + c.tile) * TILE;
-    int block = min((u32)table[token0 / p.block_size], (u32)p.blocks - 1);
-    return (((i64)block * p.kv_heads + c.head / p.groups) * p.block_size + token0 % p.block_size) * HEAD_DIM;
+    int block = min((u32)table[p.block_of(token0)], (u32)p.blocks - 1);
+    i64 row = ((i64)block * p.kv_heads + p.kv_head(c.head)) * p.block_size;
+    return (row + p.place_in_block(token0)) * HEAD_DIM;
 #endif
 }
 
@@ -61,8 +62,8 @@ DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, cons
         // FUSED: the newest comes from this kernel.
         bool valid = token >= c.start && token < c.context - FUSED;
 #if ANY_BLOCK
-        int block = valid ? min((u32)table[token / p.block_size], (u32)p.blocks - 1) : 0;
-        i64 row = ((i64)block * p.kv_heads + c.head / p.groups) * p.block_size + token % p.block_size;
+        int block = valid ? min((u32)table[p.block_of(token)], (u32)p.blocks - 1) : 0;
+        i64 row = ((i64)block * p.kv_heads + p.kv_head(c.head)) * p.block_size + p.place_in_block(token);
         i64 from = row * HEAD_DIM + chunk * 8;
 #else
         i64 from = at + index * 8;
@@ -202,12 +203,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Cursor c;
     {
         const int *first = share.even ? first_tile : first_item;
-        int low = 0, high = n; // where low begins <= share.begin < where high begins
-        while (high - low > 1) {
-            int mid = (low + high) / 2;
-            if ((i64)first[mid] * all_heads <= share.begin) low = mid;
-            else high = mid;
-        }
+        int before = 0; // sequences that begin no later than this block
+        for (int i = lane; i < n; i += 32) before += (i64)first[i] * all_heads <= share.begin;
+        int low = __reduce_add_sync(FULL_WARP, before) - 1;
         c.at = share.begin, c.seq = low;
         c.enter(contexts, p);
         int rest = (int)(share.begin - (i64)first[low] * all_heads), each = c.span(share);
@@ -251,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int newest_block = -1;
     auto has_newest = [&](const Cursor &c) { return c.has_end() && q_rows[c.seq] >= 0; };
     auto find_heads = [&](const Cursor &c) {
-        int row = q_rows[c.seq], kv_head = c.head / groups, first_row = c.head % groups * rows;
+        int row = q_rows[c.seq], kv_head = p.kv_head(c.head), first_row = (c.head - kv_head * groups) * rows;
         bool newest = has_newest(c);
         int live = min(rows, p.ratio - first_row), units = row < 0 ? 0 : live + (newest ? 2 : 0);
 #pragma unroll
@@ -262,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         if (row < 0) return;
         angles.load(cos_table, sin_table, rope_index[row], positions, lane);
-        if (newest) newest_block = block_tables[(i64)table_rows[c.seq] * width + (c.context - 1) / block_size];
+        if (newest) newest_block = block_tables[(i64)table_rows[c.seq] * width + p.block_of(c.context - 1)];
     };
     find_heads(c);
 #endif
@@ -289,8 +287,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int stage = 0;
     for (; c.at < share.end; c.advance(share, contexts, p, warp)) {
         int row = q_rows[c.seq]; // of q and of out
-        int kv_head = c.head / groups;
-        int first_row = c.head % groups * rows; // among the heads of the KV head
+        int kv_head = p.kv_head(c.head);
+        int first_row = (c.head - kv_head * groups) * rows; // among the heads of the KV head
         int first_head = kv_head * p.ratio + first_row;
         int live_rows = row >= 0 ? min(rows, p.ratio - first_row) : 0;
 #if FUSED
@@ -309,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 store_head(turned + (is_q ? u : rows + (is_k ? 0 : 1)) * PAD_DIM, lane, raw[i]);
                 if (is_q || first_row > 0) continue; // the first of a KV head's groups writes
                 if ((u32)newest_block >= (u32)blocks) continue;
-                i64 slot = ((i64)newest_block * kv_heads + kv_head) * block_size + (c.context - 1) % block_size;
+                i64 slot = ((i64)newest_block * kv_heads + kv_head) * block_size + p.place_in_block(c.context - 1);
                 store_head((is_k ? k_write : v_write) + slot * HEAD_DIM, lane, raw[i]);
             }
             __syncthreads();

@@ -14,11 +14,22 @@ static const int TILE = 16; // tokens
 static const int ONE_SPLIT = 24;
 static const int MIN_SPLIT = 16;
 static const int LEAD = 2;
+static_assert(MIN_SPLIT % WARPS == 0, "a split is as many tiles for each warp");
 
+// Nothing of a thread block's keys is on its way before it knows where it begins, and a division takes as long as thirty
+// additions: so there are few.
 struct Params {
     const elem *q, *k, *v;
     const int *block_tables;
     int kv_heads, groups, ratio, rows, width, blocks, block_size, window, max_splits;
+
+    /// Which of a sequence's blocks a token is in, and where in there. Without ANY_BLOCK block sizes are powers of two.
+    DEVICE int block_of(int token) const {
+        return ANY_BLOCK ? token / block_size : token >> (31 - __clz(block_size));
+    }
+    DEVICE int place_in_block(int token) const { return ANY_BLOCK ? token % block_size : token & (block_size - 1); }
+    /// Whose group `head` is, which counts groups.
+    DEVICE int kv_head(int head) const { return groups == 1 ? head : head / groups; }
 };
 
 /// What one sequence needs, and how it is cut.
@@ -32,10 +43,13 @@ struct Cut {
         tiles = (context + TILE - 1) / TILE - first_tile;
         per = tiles;
         splits = min(tiles, 1);
-        if (tiles > ONE_SPLIT) {
-            per = max(MIN_SPLIT, (tiles + p.max_splits - 1) / p.max_splits);
+        if (tiles > MIN_SPLIT * p.max_splits) {
+            per = (tiles + p.max_splits - 1) / p.max_splits;
             per = (per + WARPS - 1) / WARPS * WARPS;
             splits = (tiles + per - 1) / per;
+        } else if (tiles > ONE_SPLIT) {
+            per = MIN_SPLIT;
+            splits = (tiles + MIN_SPLIT - 1) / MIN_SPLIT;
         }
     }
 };
@@ -48,7 +62,9 @@ struct Share {
     /// Fewer than blocks: the first blocks take one each. Were they every fourth block, say, of two a multiprocessor, only
     /// every fourth multiprocessor would have work.
     DEVICE i64 begin_of(int block) const {
-        return total < gridDim.x ? min(total, (i64)block) : total * block / gridDim.x;
+        if (total < gridDim.x) return min(total, (i64)block);
+        // There are fewer than 1024 blocks.
+        return total < 1 << 22 ? (u32)total * (u32)block / gridDim.x : total * block / gridDim.x;
     }
     /// Whose share this is part of, cut evenly.
     DEVICE int block_of(i64 at) const { return (int)(((at + 1) * gridDim.x - 1) / total); }

@@ -70,7 +70,7 @@ impl Kernels {
     /// The grid depends on `n` and `max_context` alone, so a captured launch serves every context
     /// up to `max_context` (longer ones are cut off there), at the cost of what is there. Whether a
     /// sequence's result depends on the others, by rounding, is the workspace's choice. Block sizes
-    /// that are a multiple of 16 are fast, others work.
+    /// that are a power of two, at least 16, are fast, others work.
     ///
     /// All lists, and keys and values but those of the `fresh` newest tokens of each context, are
     /// read before the kernel waits for the one before it: no kernel that lets its successor start
@@ -209,7 +209,7 @@ impl Kernels {
             ("WIDE", i64::from(rows.rows > 8)),
             (
                 "ANY_BLOCK",
-                i64::from(!shape.block_size.is_multiple_of(TILE)),
+                i64::from(!shape.block_size.is_power_of_two() || shape.block_size < TILE),
             ),
             ("SOFT_CAP", i64::from(scores.soft_cap.is_some())),
             ("FUSED", i64::from(fused.is_some())),

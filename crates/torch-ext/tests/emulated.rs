@@ -142,7 +142,7 @@ const ATTENTION: [&[&str]; 5] = [
 ];
 
 /// What is wrong must be so in batches in which nothing else is.
-const SEED: u32 = 7;
+const SEED: u32 = 2;
 const BATCHES: u32 = 15;
 
 #[test]

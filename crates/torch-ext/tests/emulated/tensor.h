@@ -26,6 +26,7 @@ static float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 static float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static float rsqrtf(float x) { return 1.f / sqrtf(x); }
+static int __clz(int x) { return x == 0 ? 32 : __builtin_clz(x); }
 
 // ---- bfloat16 -------------------------------------------------------------------------------
 

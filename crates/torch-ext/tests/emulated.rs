@@ -44,7 +44,7 @@ fn compile(folder: &Path, source: &str, defines: &[&str]) -> PathBuf {
     program
 }
 
-/// An empty folder for a program.
+/// Where a program and its text stand.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();

@@ -43,7 +43,7 @@ DEVICE i64 find_tile(const Cursor &c, const int *table, const Params &p) {
     return 0;
 #else
     int token0 = (c.first_tile + c.tile) * TILE;
-    int block = min((u32)table[p.block_of(token0)], (u32)p.blocks - 1);
+    int block = min((u32)table[p.kv_block(token0)], (u32)p.blocks - 1);
     i64 row = ((i64)block * p.kv_heads + p.kv_head(c.head)) * p.block_size;
     return (row + p.place_in_block(token0)) * HEAD_DIM;
 #endif
@@ -62,7 +62,7 @@ DEVICE void copy_tile(u32 stage, i64 at, const Cursor &c, const int *table, cons
         // FUSED: the newest comes from this kernel.
         bool valid = token >= c.start && token < c.context - FUSED;
 #if ANY_BLOCK
-        int block = valid ? min((u32)table[p.block_of(token)], (u32)p.blocks - 1) : 0;
+        int block = valid ? min((u32)table[p.kv_block(token)], (u32)p.blocks - 1) : 0;
         i64 row = ((i64)block * p.kv_heads + p.kv_head(c.head)) * p.block_size + p.place_in_block(token);
         i64 from = row * HEAD_DIM + chunk * 8;
 #else
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         if (row < 0) return;
         angles.load(cos_table, sin_table, rope_index[row], positions, lane);
-        if (newest) newest_block = block_tables[(i64)table_rows[c.seq] * width + p.block_of(c.context - 1)];
+        if (newest) newest_block = block_tables[(i64)table_rows[c.seq] * width + p.kv_block(c.context - 1)];
     };
     find_heads(c);
 #endif

@@ -24,7 +24,7 @@ struct Params {
     int kv_heads, groups, ratio, rows, width, blocks, block_size, window, max_splits;
 
     /// Which of a sequence's blocks a token is in, and where in there. Without ANY_BLOCK block sizes are powers of two.
-    DEVICE int block_of(int token) const {
+    DEVICE int kv_block(int token) const {
         return ANY_BLOCK ? token / block_size : token >> (31 - __clz(block_size));
     }
     DEVICE int place_in_block(int token) const { return ANY_BLOCK ? token % block_size : token & (block_size - 1); }

@@ -105,12 +105,13 @@ template <int N> static void cp_async_wait() {
     for (; (int)groups.size() > N; groups.erase(groups.begin()))
         for (const Copy &copy : groups.front()) arrive(copy);
 }
-/// After a block: whether none of its copies is left.
+/// After a block: whether none of its copies is left, under way or not even that.
 static bool all_arrived() {
     bool all = true;
     for (Copies &of : copies) {
         for (auto &group : of.groups) all &= group.empty();
-        of.groups.clear();
+        all &= of.open.empty();
+        of.groups.clear(), of.open.clear();
     }
     return all;
 }

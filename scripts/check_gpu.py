@@ -100,7 +100,7 @@ def main():
         "no overlap": ["--no-overlap"],
         "no graphs": ["--enforce-eager"],
         "chunks of 64": ["--max-num-batched-tokens", "64", "--max-num-seqs", "16"],
-        "steps of 64": ["--mixed-step-tokens", "64"],
+        "steps of 16": ["--mixed-step-tokens", "16"],
         "no prefix cache": ["--no-enable-prefix-caching"],
         "three at a time": ["--max-num-seqs", "3"],
         "blocks of 32": ["--block-size", "32"],

@@ -68,9 +68,10 @@ pub struct EngineArgs {
     /// Most prompt tokens of one sequence in a step; 0: no limit.
     #[arg(long, default_value_t = 0)]
     pub long_prefill_token_threshold: usize,
-    /// Tokens up to which prompts fill a step in which few sequences decode; 0: as many as it has room for.
-    #[arg(long, default_value_t = 0)]
-    pub mixed_step_tokens: usize,
+    /// Tokens up to which prompts fill a step in which some sequences decode; 0: as many as it has room for
+    /// [default: 224 where a GPU has more than 4 billion weights, 0 if not and with --deterministic].
+    #[arg(long)]
+    pub mixed_step_tokens: Option<usize>,
     /// Memory for the KV cache in bytes (accepts 512M, 4G, …).
     #[arg(long, value_parser = parse_size)]
     pub kv_cache_memory_bytes: Option<u64>,

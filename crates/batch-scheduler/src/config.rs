@@ -17,9 +17,9 @@ pub struct SchedulerConfig {
     /// Most prompt tokens of one sequence in a step; 0 sets no limit beside the token budget.
     /// Bounds how long one long prompt can hold up the decoding of the others.
     pub long_prefill_token_threshold: usize,
-    /// Tokens up to which prompts fill a step in which sequences decode, if those are fewer than half of it: with more
-    /// prompts left, the step takes a sixteenth of them where that is more. 0 sets no limit beside the token
-    /// budget, nor is there one without `enable_chunked_prefill`.
+    /// Tokens up to which prompts fill a step in which sequences decode, at least a twelfth of so many and fewer than a
+    /// quarter; of more prompts than twelve such steps take, a step computes what is more at once. With other numbers of
+    /// sequences, with 0, and without `enable_chunked_prefill`, the token budget is the only limit.
     pub mixed_step_tokens: usize,
     /// Most plans between [`schedule`](crate::Scheduler::schedule) and
     /// [`apply`](crate::Scheduler::apply): 1 is lockstep, 2 overlaps scheduling with the model.

@@ -68,7 +68,7 @@
 //! 3. *Waiting sequences* are admitted while slots, blocks and budget last, unless somebody was
 //!    preempted or left without room. Blocks for all of a sequence's tokens are taken at once.
 //!    Where the first in line does not fit, nobody passes it.
-//!    Where a few sequences decode, prompts, of running sequences and of these, only fill the step up to
+//!    Where some sequences decode, prompts, of running sequences and of these, only fill the step up to
 //!    [`mixed_step_tokens`](SchedulerConfig::mixed_step_tokens): what reading the weights takes anyway.
 //! 4. *A prompt that completes* for a request of `n` > 1 forks: the others share its blocks and
 //!    sample from the same logits. Their slots were set aside at admission.

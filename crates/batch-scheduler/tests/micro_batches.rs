@@ -57,6 +57,32 @@ fn the_sequences_are_shared_out_among_the_steps_in_flight() {
 }
 
 #[test]
+fn a_prompt_fills_the_share_of_a_step() {
+    let mut s = scheduler(
+        SchedulerConfig {
+            mixed_step_tokens: 6,
+            ..config(2)
+        },
+        400,
+    );
+    for id in 0..2 {
+        s.add(request(id, 5, 40)).unwrap();
+    }
+    let first: Vec<Plan> = std::iter::from_fn(|| s.schedule()).collect();
+    apply(&mut s, &first[0]);
+    s.add(request(2, 40, 40)).unwrap();
+    // Two decode, but one in this step.
+    let rows: Vec<u32> = s
+        .schedule()
+        .unwrap()
+        .rows
+        .iter()
+        .map(|row| row.len)
+        .collect();
+    assert_eq!(rows, [1, 5]);
+}
+
+#[test]
 fn the_chunks_of_a_prompt_follow_each_other() {
     let mut s = scheduler(config(3), 400);
     s.add(request(0, 200, 4)).unwrap();

@@ -169,12 +169,13 @@ fn assemble(
     let stages = config.pipeline_parallel_size;
     let model_len = wanted_model_len(config, model.config().max_context())?;
     let gpus = (config.tensor_parallel_size * stages) as u64;
+    let many_weights = !on_cpu && model.config().num_parameters() / gpus > MANY_PARAMETERS;
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or_else(|| {
         let usual = match config.usage {
             _ if on_cpu => 2048,
             Usage::Offline if is_large(model.device()) => 16_384,
             // A step of 8192 tokens would take these longer than a tenth of a second.
-            Usage::Server if model.config().num_parameters() / gpus > MANY_PARAMETERS => 4096,
+            Usage::Server if many_weights => 4096,
             _ => 8192,
         };
         let whole_prompt = match config.enable_chunked_prefill {
@@ -200,7 +201,12 @@ fn assemble(
         max_model_len: size.max_model_len,
         enable_chunked_prefill: config.enable_chunked_prefill,
         long_prefill_token_threshold: config.long_prefill_token_threshold,
-        mixed_step_tokens: config.mixed_step_tokens,
+        mixed_step_tokens: config.mixed_step_tokens.unwrap_or(match many_weights {
+            // The products that make such steps cheap are not batch-invariant.
+            true if !config.deterministic => FILLED_STEP,
+            // Those of 0.6B are so short that the host cannot launch a step's kernels as fast.
+            _ => 0,
+        }),
         max_steps_in_flight: match config.overlap.unwrap_or(stages > 1 || !on_cpu) {
             true => stages.max(2),
             false => 1,
@@ -311,6 +317,8 @@ fn chat_template(
 
 /// Weights on one GPU of a model whose steps are smaller when it serves.
 const MANY_PARAMETERS: u64 = 4_000_000_000;
+/// Rows of a step whose products take hardly longer on an H200 than reading the weights for fewer, in 16 bits.
+const FILLED_STEP: usize = 224;
 
 /// Whether it is a GPU with room for large steps; the limit is vLLM's.
 fn is_large(device: Device) -> bool {

@@ -38,10 +38,10 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Most prompt tokens of one sequence in a step; 0 for no limit.
     pub long_prefill_token_threshold: usize,
-    /// Tokens up to which prompts fill a step in which fewer than half as many sequences decode (see
+    /// Tokens up to which prompts fill a step in which some sequences decode (see
     /// [`SchedulerConfig`](batch_scheduler::SchedulerConfig::mixed_step_tokens)); 0 for as many as the step has
-    /// room for.
-    pub mixed_step_tokens: usize,
+    /// room for. Unset: 224 if each GPU has more than 4e9 weights, 0 if not and with `deterministic`.
+    pub mixed_step_tokens: Option<usize>,
     /// Tokens in a block of the KV cache.
     pub block_size: usize,
     /// Whether requests share the keys and values of equal beginnings.
@@ -226,7 +226,7 @@ impl EngineConfig {
             usage: Usage::default(),
             max_num_batched_tokens: None,
             long_prefill_token_threshold: 0,
-            mixed_step_tokens: 0,
+            mixed_step_tokens: None,
             block_size: 16,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

@@ -56,7 +56,7 @@ fn engine(model: &str, way: Way) -> Engine<tp_model::Runner> {
         max_num_seqs: way.concurrency.max(FEW_SEQS),
         block_size: way.block_size,
         long_prefill_token_threshold: way.chunk,
-        mixed_step_tokens: way.mixed,
+        mixed_step_tokens: Some(way.mixed),
         enable_prefix_caching: way.prefix_cache,
         overlap: Some(way.overlap),
         num_gpu_blocks_override: Some(match way.tiny_pool {

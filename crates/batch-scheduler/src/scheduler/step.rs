@@ -7,8 +7,11 @@ use crate::scheduler::Scheduler;
 use crate::sequence::Seq;
 use crate::stats::StepStats;
 
-/// Steps over which prompts are spread that are more than what fills a step up.
-const SPREAD_STEPS: usize = 16;
+/// Of prompts that wait, how many filled steps' worth are spread over steps.
+const FILLED_STEPS: usize = 12;
+/// Of a filled step's tokens, one in how many decodes, at least and less than.
+const FEWEST_DECODE: usize = 12;
+const MANY_DECODE: usize = 4;
 
 /// What `apply` must know of a plan: the plan itself went to the runner.
 #[derive(Default)]
@@ -221,14 +224,20 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         }
     }
 
-    /// How many tokens of prompts the next step may take. While few sequences decode, a step's time goes into reading
-    /// the weights, and prompts that fill it up cost little; a long step would cost everyone who decodes. With many there
-    /// is no more to be had for nothing, and prompts are best computed at once.
+    /// How many tokens of prompts the next step may take. While some sequences decode, a step's time goes into reading
+    /// the weights: prompts that fill it up cost little, and a long step would cost everyone who decodes. Where very few
+    /// decode, hardly anyone is spared by that, and where many do, nothing is left to fill. Of what more prompts wait than
+    /// fill the next steps, all is computed at once, or the last of them would wait too long.
     fn prompts_beside_decoding(&self) -> usize {
         let whole = self.config.mixed_step_tokens;
         if whole == 0 || !self.config.enable_chunked_prefill {
             return usize::MAX;
         }
+        // Steps that share out the sequences.
+        let steps = match self.config.micro_batches {
+            true => self.config.max_steps_in_flight,
+            false => 1,
+        };
         let (mut decoding, mut left) = (0, 0);
         for &key in &self.running {
             let seq = &self.seqs[key];
@@ -237,17 +246,17 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
                 true => decoding += usize::from(seq.sampling == 0 || seq.wanted() < seq.limit),
                 false => left += seq.wanted().saturating_sub(seq.computed) as usize,
             }
-            if 2 * decoding >= whole {
+            if MANY_DECODE * decoding >= whole * steps {
                 return usize::MAX;
             }
         }
-        if decoding == 0 {
+        if decoding < whole.div_ceil(FEWEST_DECODE) * steps {
             return usize::MAX;
         }
         let waiting = self.waiting.len().max(1);
-        let entering = waiting.min(self.free_slots.len());
-        left += self.waiting.tokens() / waiting * entering;
-        (left / SPREAD_STEPS).max(whole - decoding)
+        left += self.waiting.tokens() / waiting * self.entering();
+        let room = whole - decoding.div_ceil(steps);
+        room.max(left.saturating_sub(FILLED_STEPS * room))
     }
 
     /// How many sequences a step may sample.
@@ -255,13 +264,16 @@ impl<K: KvAllocator, P: Clone> Scheduler<K, P> {
         if !self.config.micro_batches {
             return usize::MAX;
         }
-        // Who cannot enter yet needs no place in a step.
-        let entering = match self.turned_away {
+        let sequences = self.running.len() + self.entering();
+        sequences.div_ceil(self.config.max_steps_in_flight).max(1)
+    }
+
+    /// How many sequences wait that a step may admit: none where the first of them was turned away.
+    fn entering(&self) -> usize {
+        match self.turned_away {
             None => self.waiting.len().min(self.free_slots.len()),
             Some(_) => 0,
-        };
-        let sequences = self.running.len() + entering;
-        sequences.div_ceil(self.config.max_steps_in_flight).max(1)
+        }
     }
 
     fn seal(&mut self, mut draft: Draft<P>) -> Option<StepPlan<P>> {

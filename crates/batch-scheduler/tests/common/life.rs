@@ -30,7 +30,7 @@ fn random_world(rng: &mut impl Rng) -> World {
         max_model_len,
         enable_chunked_prefill,
         long_prefill_token_threshold: *[0, 0, 1, 5].choose(rng).expect("not empty"),
-        mixed_step_tokens: *[0, 0, 4, 9].choose(rng).expect("not empty"),
+        mixed_step_tokens: *[0, 0, 4, 9, 24].choose(rng).expect("not empty"),
         max_steps_in_flight: rng.random_range(1..=3),
         micro_batches: rng.random_bool(0.3),
         sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..=12)),

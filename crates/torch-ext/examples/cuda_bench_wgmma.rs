@@ -1,4 +1,4 @@
-//! Single products of 1 to 128 rows, of our kernels and of cuBLAS:
+//! Single products of 1 to 256 rows, of our kernels and of cuBLAS:
 //! `cargo run --release -p torch-ext --features cuda --example cuda_bench_wgmma [rows...] [plans] [fresh] [name]`.
 //!
 //! Each time is that of one product within a CUDA graph over copies of the weight that together are
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     if rows.is_empty() {
-        rows = vec![17, 32, 64, 96, 128];
+        rows = vec![17, 32, 64, 96, 128, 160, 192, 224, 256];
     }
     if !SHAPES.iter().any(|shape| shape.0.ends_with(&only)) {
         return Err(format!("no weight's name ends with `{only}`").into());

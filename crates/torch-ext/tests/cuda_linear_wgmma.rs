@@ -1,4 +1,4 @@
-//! Products of up to 128 rows on warpgroup instructions, against float64.
+//! Products of up to 512 rows on warpgroup instructions, against float64.
 #![cfg(feature = "cuda")]
 
 mod products;
@@ -9,7 +9,7 @@ use torch_ext::cuda::{Graph, GraphPool, Stream, synchronize};
 
 use products::{EPS, close, distance, gated, kernels, product, random, rounding, whole, wide};
 
-const MOST: usize = 128;
+const MOST: usize = 512;
 
 #[test]
 fn every_number_of_rows() {
@@ -62,6 +62,11 @@ fn shapes_of_models_and_odd_ones() {
             rng.random_range(33..64),
             64,
             rng.random_range(65..128),
+            rng.random_range(129..160),
+            rng.random_range(161..192),
+            rng.random_range(193..224),
+            rng.random_range(225..256),
+            rng.random_range(257..512),
             MOST,
         ] {
             let x = random(&kernels, &[m, k], kind, 1.0);
@@ -93,6 +98,10 @@ fn all_plans() {
         (21, 1000, 1064, false),
         (100, 1216, 648, false),
         (50, 1232, 1032, true),
+        (140, 1232, 1032, true),
+        (150, 1000, 648, false),
+        (233, 1216, 1064, false),
+        (300, 1216, 648, false),
     ] {
         let w = whole(&kernels, &[n, k], kind);
         let x = whole(&kernels, &[m, k], kind);
@@ -119,7 +128,7 @@ fn a_row_does_not_depend_on_the_others() {
     let kind = Kind::BFloat16;
     for (n, k) in [(1024, 2048), (6144, 1024), (4096, 4096)] {
         let w = random(&kernels, &[n, k], kind, 0.05);
-        for m in [8, 32, 64, 128] {
+        for m in [8, 32, 64, 128, 160] {
             let x = random(&kernels, &[m, k], kind, 1.0);
             let all = kernels.linear_wgmma(&x, &w, None).unwrap();
             // Others that could spoil everything they touch.
@@ -160,7 +169,7 @@ fn a_norm_between_two_products() {
             rng.random_range(33..64),
             64,
             rng.random_range(65..128),
-            MOST,
+            128,
         ] {
             let what = format!("{m} x {k} x {n} x {next} {kind:?}");
             let x = random(&kernels, &[m, k], kind, 1.0);

@@ -1,8 +1,8 @@
-// y = x w^T for 9 to 128 rows of x (tokens) on Hopper: decode of a batch, where the time goes into
+// y = x w^T for 9 to 512 rows of x (tokens) on Hopper: decode of a batch, where the time goes into
 // reading w once, and the rest of the machine must not be in the way of that.
 //
 // The weights take the 64-row side of wgmma ("swapped"), tokens its column side. A tile is ROWS = 64
-// WGS rows of w, one warpgroup for every 64, and all tokens. K goes by in chunks of 64 elements, a
+// WGS rows of w, one warpgroup for every 64, and all tokens, or one half of them. K goes by in chunks of 64 elements, a
 // stage of a ring in shared memory each: one warp starts the copies (TMA), the others multiply.
 //
 // Two things besides w use up bandwidth. Every tile needs all of x: SHARE thread blocks of a cluster
@@ -14,7 +14,7 @@
 //
 // Weights depend on no earlier kernel, so the ring is filled with them before `pdl_wait()`; x follows.
 //
-//   -DNT=4, 8 or 16: groups of eight tokens; -DWGS -DSPLIT -DSHARE -DSTAGES; and -DSILU=1 as in
+//   -DNT=4, 8, 16, 20, 24, 28 or 32: groups of eight tokens; -DWGS -DSPLIT -DSHARE -DSTAGES; and -DSILU=1 as in
 //   gemv.cu: the rows of a tile are then eight of the gate, the eight of up that belong to them, the
 //   next eight of the gate... which TMA puts in this order.
 //
@@ -59,6 +59,10 @@ static_assert(PAIRS % SPLIT == 0 && (SPLIT == 1 || PAIRS * 512 <= STAGES * STAGE
 #define R32 R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define R48 R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define R64 R48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define R80 R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define R96 R80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define R112 R96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define R128 R112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 /// c (64 x TOKENS) += a b^T, both in shared memory, 16 elements of K.
 #define MULTIPLY(COLUMNS, REGISTERS, A, B, ...)                                                                        \
     DEVICE void multiply(float(&c)[NT * 4], u64 a, u64 b) {                                                            \
@@ -73,6 +77,14 @@ MULTIPLY("n32", R16, "%16", "%17", OUT16(0))
 MULTIPLY("n64", R32, "%32", "%33", OUT16(0), OUT16(16))
 #elif NT == 16
 MULTIPLY("n128", R64, "%64", "%65", OUT16(0), OUT16(16), OUT16(32), OUT16(48))
+#elif NT == 20
+MULTIPLY("n160", R80, "%80", "%81", OUT16(0), OUT16(16), OUT16(32), OUT16(48), OUT16(64))
+#elif NT == 24
+MULTIPLY("n192", R96, "%96", "%97", OUT16(0), OUT16(16), OUT16(32), OUT16(48), OUT16(64), OUT16(80))
+#elif NT == 28
+MULTIPLY("n224", R112, "%112", "%113", OUT16(0), OUT16(16), OUT16(32), OUT16(48), OUT16(64), OUT16(80), OUT16(96))
+#elif NT == 32
+MULTIPLY("n256", R128, "%128", "%129", OUT16(0), OUT16(16), OUT16(32), OUT16(48), OUT16(64), OUT16(80), OUT16(96), OUT16(112))
 #endif
 
 // ---- the kernel -------------------------------------------------------------------------------------------------------
@@ -90,14 +102,15 @@ struct Cursor {
 
 /// Shared memory: STAGES * STAGE_BYTES and room to begin at a multiple of 1024. `w` has boxes of ROWS rows ([k, 8, 2,
 /// groups of 8] with SILU), `x` of `x_rows`, both of CHUNK columns with the 128-byte swizzle. `outputs`: columns
-/// of y; `tiles` of w. `x_rows`: a multiple of 8 for which SHARE boxes hold all tokens, and no more than TOKENS rows. What
+/// of y; `tiles` of w. `spans`: 1, or 2 where the cluster after each takes the second half of the tokens. `x_rows`: a multiple
+/// of 8 for which SHARE boxes hold all tokens of a span, and no more than TOKENS rows. What
 /// lies behind them in the ring is not copied (TMA takes its time for rows that are not there either), and what becomes of
-/// it is not written. Grid: clusters, with SPLIT exactly one for SHARE tiles. With ADD or SCALED, `squares` is
-/// [parts, TOKENS], one part for each tile of the product that writes them; outputs % 8 == 0 with ADD.
+/// it is not written. Grid: clusters, with SPLIT exactly one for SHARE tiles and a span. With ADD or SCALED, `squares` is
+/// [parts, TOKENS], one part for each tile of the product that writes them, and there is one span; outputs % 8 == 0 with ADD.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_wgmma(elem *y, const elem *bias, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x,
                  int tokens, int outputs, int k, int tiles, elem *residual, const elem *gain, float *squares, int parts,
-                 float eps, int x_rows) {
+                 float eps, int x_rows, int spans) {
 #if HOPPER
     extern __shared__ __align__(1024) u8 shared[];
     __shared__ __align__(8) u64 barriers[2 * STAGES + 2];
@@ -106,7 +119,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Uniform for the compiler too, and so is what is made of it.
     const int warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const int rank = blockIdx.x % CLUSTER, share = rank % SHARE, split = rank / SHARE;
-    const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    const int span = blockIdx.x / CLUSTER & (spans - 1), first_token = span * SHARE * x_rows;
+    const int cluster = blockIdx.x / CLUSTER >> (spans - 1), clusters = gridDim.x / CLUSTER >> (spans - 1);
     const int groups = (tiles + SHARE - 1) / SHARE;
     const int all_chunks = (k + CHUNK - 1) / CHUNK;
     const int first_chunk = (int)((i64)all_chunks * split / SPLIT);
@@ -130,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Each block of a cluster's share gets what all of them fetch, and its barrier counts it.
     auto copy_x = [&](const Cursor &c, int stage) {
         u32 to = ring + stage * STAGE_BYTES + W_BYTES + share * x_bytes, barrier = full + 8 * stage;
-        int column = (first_chunk + c.chunk) * CHUNK, row = share * x_rows;
+        int column = (first_chunk + c.chunk) * CHUNK, row = first_token + share * x_rows;
 #if SHARE > 1
         copy_box_to((u16)(((1 << SHARE) - 1) << (split * SHARE)), to, &x, column, row, barrier, keep);
 #else
@@ -213,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (lane == 0) barrier_arrive(empty + 8 * stage);
 #endif
     };
-    const Problem problem = {y, bias, tokens, outputs};
+    const Problem problem = {y + (i64)first_token * outputs, bias, min(tokens - first_token, SHARE * x_rows), outputs};
     // A warpgroup's, or a warp's.
     __shared__ __align__(128) u8 scratch[WGS * (SPLIT == 1 && !ADD ? 4096 : 1024)];
     const bool whole = outputs % 8 == 0;

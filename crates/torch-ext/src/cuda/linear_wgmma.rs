@@ -1,4 +1,4 @@
-//! Matrix products of up to 128 rows on Hopper's warpgroup instructions.
+//! Matrix products of up to 512 rows on Hopper's warpgroup instructions.
 
 use tch::{Kind, Tensor};
 
@@ -37,6 +37,10 @@ pub(crate) static SOURCE: Source = Source {
         ],
         &[
             "T_BF16=1", "NT=16", "WGS=1", "SPLIT=2", "SHARE=1", "STAGES=9", "SILU=0", "ADD=1",
+            "SCALED=0",
+        ],
+        &[
+            "T_BF16=1", "NT=28", "WGS=2", "SPLIT=1", "SHARE=4", "STAGES=4", "SILU=1", "ADD=0",
             "SCALED=0",
         ],
     ],
@@ -101,7 +105,7 @@ impl Kernels {
             && wins(rows, out_features, self.num_sms())
     }
 
-    /// `x w^T + bias` (`[rows, n]`) for up to 128 rows: `x` `[rows, k]`, `w` `[n, k]`, `bias` `[n]`,
+    /// `x w^T + bias` (`[rows, n]`) for up to 512 rows: `x` `[rows, k]`, `w` `[n, k]`, `bias` `[n]`,
     /// all bfloat16 or all float16; `k` a multiple of 8. Compute capability 9.0 alone. Sums are
     /// float32.
     ///
@@ -126,6 +130,7 @@ impl Kernels {
             n: out_features,
             k: in_features,
             gated: false,
+            normed: true,
         };
         rows <= MOST_ADDED
             && self.prefers_wgmma(rows, out_features, in_features)
@@ -217,6 +222,7 @@ impl Kernels {
             n,
             k,
             gated,
+            normed: false,
         };
         match self.capability() {
             (9, 0) => plans(problem, self.num_sms()),
@@ -285,6 +291,7 @@ impl Kernels {
             n,
             k,
             gated,
+            normed: extras.add.is_some() || extras.deferred.is_some(),
         };
         let chosen = match (self.capability(), plan) {
             ((9, 0), None) => best(problem, self.num_sms()),
@@ -347,7 +354,7 @@ impl Kernels {
             ("SCALED", i64::from(extras.deferred.is_some())),
         ];
         let function = self.function(&SOURCE, "linear_wgmma", &defines)?;
-        let blocks = plan.clusters * plan.cluster();
+        let blocks = plan.blocks();
         // One more warp adds up the squares.
         let threads = plan.threads() + 32 * usize::from(extras.deferred.is_some());
         let mut launch = Launch::new([blocks as u32, 1, 1], threads as u32)
@@ -369,6 +376,7 @@ impl Kernels {
             Arg::from(parts as i32),
             Arg::from(extras.deferred.map_or(0.0, |norm| norm.eps) as f32),
             Arg::from(plan.x_rows(tokens) as i32),
+            Arg::from(plan.spans as i32),
         ];
         // SAFETY: shapes, types and devices were checked; the plan is one for this problem, and gives
         // the shared memory that the kernel lays out and the boxes of the maps.

@@ -78,11 +78,11 @@ impl CudaRunner {
     fn rehearse(&mut self, device: usize) -> Result<(), String> {
         // Where kernels, or the plans for them, change with the number of rows, of tokens, and of rows
         // that decode beside a prompt.
-        const ROWS: [usize; 9] = [1, 2, 4, 8, 16, 24, 40, 72, 136];
-        const TOKENS: [usize; 18] = [
-            2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 16, 17, 24, 40, 72, 136, 600, 2_100,
+        const ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 40, 72, 136, 168, 200, 232];
+        const TOKENS: [usize; 21] = [
+            2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 16, 17, 24, 40, 72, 136, 168, 200, 232, 600, 2_100,
         ];
-        const BESIDE: [usize; 3] = [64, 128, 192];
+        const BESIDE: [usize; 8] = [8, 16, 24, 40, 64, 72, 128, 192];
         let kernels = self.kernels.clone();
         let (most_rows, most) = (self.config.max_num_seqs, self.config.max_num_batched_tokens);
         kernels.rehearse(|| {

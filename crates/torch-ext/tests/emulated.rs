@@ -134,7 +134,7 @@ fn slightly_wrong_kernels_are_seen() {
 
 #[rustfmt::skip]
 const ATTENTION: [&[&str]; 5] = [
-    &["T_BF16", "WARPS=4", "STAGES=3", "HEAD_DIM=128", "WIDE=0", "ANY_BLOCK=0", "SOFT_CAP=0", "FUSED=1", "QK_NORM=1", "ROTARY_DIM=128"],
+    &["T_BF16", "WARPS=2", "STAGES=3", "HEAD_DIM=128", "WIDE=0", "ANY_BLOCK=0", "SOFT_CAP=0", "FUSED=1", "QK_NORM=1", "ROTARY_DIM=128"],
     &["T_BF16", "WARPS=8", "STAGES=3", "HEAD_DIM=64", "WIDE=0", "ANY_BLOCK=0", "SOFT_CAP=0", "FUSED=1", "QK_NORM=0", "ROTARY_DIM=64"],
     &["T_BF16", "WARPS=8", "STAGES=2", "HEAD_DIM=64", "WIDE=1", "ANY_BLOCK=1", "SOFT_CAP=1", "FUSED=1", "QK_NORM=1", "ROTARY_DIM=64"],
     &["T_BF16", "WARPS=4", "STAGES=4", "HEAD_DIM=80", "WIDE=1", "ANY_BLOCK=0", "SOFT_CAP=0", "FUSED=0", "QK_NORM=0"],
@@ -142,7 +142,7 @@ const ATTENTION: [&[&str]; 5] = [
 ];
 
 /// What is wrong must be so in batches in which nothing else is.
-const SEED: u32 = 2;
+const SEED: u32 = 11;
 const BATCHES: u32 = 15;
 
 #[test]
@@ -167,6 +167,7 @@ fn slightly_wrong_attention_is_seen() {
             "(to <= from) at = share.end",
             "(to < from) at = share.end",
         ),
+        (0, "first_item[i] & 511", "first_item[i] >> 9"),
     ];
     for (i, (defines, right, wrong)) in wrongs.into_iter().enumerate() {
         let program = attention(&format!("wrong_attention{i}"), ATTENTION[defines], |text| {

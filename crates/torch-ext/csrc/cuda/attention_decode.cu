@@ -25,6 +25,8 @@
 #define INFINITY_F __int_as_float(0x7f800000)
 
 static const int THREADS = WARPS * 32;
+static const int MOST_SEQS = 256; // of a launch
+static const int MOST_EACH = (MOST_SEQS + THREADS - 1) / THREADS;
 static const int CHUNKS = HEAD_DIM / 8; // 16-byte chunks of a row
 static const int TILE_BYTES = TILE * HEAD_DIM * 2;
 static const int STAGE_BYTES = 2 * TILE_BYTES; // keys, then values
@@ -100,8 +102,8 @@ DEVICE float exp2_diff(float x, float max) { return x == -INFINITY_F ? 0.f : exp
 /// no such list, which would be one trip to memory more before anything begins.
 /// part: [items, rows, HEAD_DIM], or, cut evenly, [gridDim.x, 2, rows, HEAD_DIM]; part_ml: the same without HEAD_DIM;
 /// counters: [n, kv_heads * groups], zero before and after.
-/// even: 0, or work is cut evenly if there are more items than blocks, and some contexts have several splits or there are so
-/// many tiles and leads for a block.
+/// even: 0, or work may be cut evenly, or not at all, depending on the batch: if there are more items than blocks, and some
+/// contexts have several splits or there are at least so many tiles and leads for a block.
 /// fresh: how many of a context's newest tokens the kernel before this one may write.
 /// read_once: whether L2 is to give up keys and values before other lines.
 /// FUSED: q is [tokens, heads + 2 kv_heads, HEAD_DIM]; k_write and v_write are k and v; the rest is as in rope_cache.
@@ -124,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float *merge = (float *)(ring + WARPS * STAGES * STAGE_BYTES); // [WARPS, rows, PAD_DIM]
     float2 *merge_ml = (float2 *)(merge + WARPS * rows * PAD_DIM); // [WARPS, 16]
     int *contexts = (int *)(merge_ml + WARPS * 16);                // [n]
-    int *first_item = contexts + n;                                // [n], in splits
+    int *first_item = contexts + n;                                // [n], in splits and, its last nine bits, in sequences
     int *first_tile = first_item + n;                              // [n], in tiles and leads
     int *table_rows = first_tile + n, *q_rows = table_rows + n;    // [n] each
 #if FUSED
@@ -132,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     elem *turned = (elem *)(contexts + (5 * n + 3) / 4 * 4);
 #endif
     __shared__ int2 scan[WARPS];
+    __shared__ int scan_longest[WARPS];
     __shared__ int is_last;
 
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
@@ -141,49 +144,58 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // The list of items. Nothing of it comes from an earlier kernel of the step.
     max_context = min((i64)max_context, (i64)width * block_size);
-    int2 sum = make_int2(0, 0); // splits; tiles and leads
-    int live = 0;               // contexts that are not empty
-    for (int base = 0; base < n; base += THREADS) {
-        int i = base + tid;
-        int2 x = make_int2(0, 0);
-        if (i < n) {
-            int seq = FUSED ? first_seq + i : seqs[i];
-            bool known = seq >= 0 && seq < num_seqs;
-            int context = known ? context_len[seq] : 0, row = known ? query_start[seq] : -1;
-            table_rows[i] = known ? seq : 0;
-            // FUSED: a context that is cut off has no newest token here.
-            bool whole = !FUSED || context <= max_context;
-            q_rows[i] = row < tokens && whole ? row : -1;
-            context = max(0, min(context, max_context));
-            contexts[i] = context;
-            Cut cut(context, p);
-            x = make_int2(cut.splits, cut.splits > 0 ? LEAD + cut.tiles : 0);
-        }
-        const int2 own = x;
+    // A thread has sequences next to one another: their lengths are one trip to memory, and all are added up once.
+    const int each = (n + THREADS - 1) / THREADS;
+    int lens[MOST_EACH], rows_of[MOST_EACH];
 #pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            int2 y = make_int2(__shfl_up_sync(FULL_WARP, x.x, d), __shfl_up_sync(FULL_WARP, x.y, d));
-            if (lane >= d) x.x += y.x, x.y += y.y;
-        }
-        if (lane == 31) scan[warp] = x;
-        __syncthreads();
-        int2 before = sum;
-#pragma unroll
-        for (int w = 0; w < WARPS; ++w) {
-            if (w < warp) before.x += scan[w].x, before.y += scan[w].y;
-            sum.x += scan[w].x, sum.y += scan[w].y;
-        }
-        if (i < n) {
-            first_item[i] = before.x + x.x - own.x;
-            first_tile[i] = before.y + x.y - own.y;
-        }
-        live += __syncthreads_count(own.x > 0);
+    for (int k = 0; k < MOST_EACH; ++k) {
+        int i = tid * each + k;
+        lens[k] = 0, rows_of[k] = -1;
+        if (k >= each || i >= n) continue;
+        int seq = FUSED ? first_seq + i : seqs[i];
+        bool known = seq >= 0 && seq < num_seqs;
+        table_rows[i] = known ? seq : 0;
+        if (known) lens[k] = context_len[seq], rows_of[k] = query_start[seq];
     }
+    int2 own = make_int2(0, 0); // splits and, in the last nine bits, contexts that are not empty; tiles and leads
+    int longest = 0;            // of them, with its lead
+#pragma unroll
+    for (int k = 0; k < MOST_EACH; ++k) {
+        int i = tid * each + k;
+        if (k >= each || i >= n) continue;
+        // FUSED: a context that is cut off has no newest token here.
+        bool whole = !FUSED || lens[k] <= max_context;
+        q_rows[i] = rows_of[k] < tokens && whole ? rows_of[k] : -1;
+        contexts[i] = max(0, min(lens[k], max_context));
+        first_item[i] = own.x, first_tile[i] = own.y; // of this thread's
+        Cut cut(contexts[i], p);
+        if (cut.splits == 0) continue;
+        own.x += cut.splits << 9 | 1, own.y += LEAD + cut.tiles;
+        longest = max(longest, LEAD + cut.tiles);
+    }
+    longest = __reduce_max_sync(FULL_WARP, longest);
+    int2 upto = own;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        int2 y = make_int2(__shfl_up_sync(FULL_WARP, upto.x, d), __shfl_up_sync(FULL_WARP, upto.y, d));
+        if (lane >= d) upto.x += y.x, upto.y += y.y;
+    }
+    if (lane == 31) scan[warp] = upto, scan_longest[warp] = longest;
+    __syncthreads();
+    int2 sum = make_int2(0, 0), before = make_int2(upto.x - own.x, upto.y - own.y);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+        if (w < warp) before.x += scan[w].x, before.y += scan[w].y;
+        sum.x += scan[w].x, sum.y += scan[w].y;
+        longest = max(longest, scan_longest[w]);
+    }
+    for (int i = tid * each; i < min(n, (tid + 1) * each); ++i) first_item[i] += before.x, first_tile[i] += before.y;
+    __syncthreads();
+    const int live = sum.x & 511, splits = sum.x >> 9;
     Share share;
-    // Contexts that are one split each need no adding up unless they are cut evenly: for those it must be worth it.
-    bool many = (i64)sum.x * all_heads > gridDim.x, splits = sum.x > live;
-    share.even = even > 0 && many && (splits || (i64)sum.y * all_heads >= (i64)even * gridDim.x);
-    share.total = (i64)(share.even ? sum.y : sum.x) * all_heads;
+    share.cut(even, splits, live, all_heads, sum.y, longest);
+    if (share.whole) p.max_splits = 1;
+    share.total = (i64)(share.even ? sum.y : share.whole ? live : splits) * all_heads;
     share.begin = share.begin_of(blockIdx.x), share.end = share.begin_of(blockIdx.x + 1);
     auto put_zeros = [&] {
         if (live == n) return;
@@ -202,13 +214,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     Cursor c;
     {
-        const int *first = share.even ? first_tile : first_item;
+        auto first = [&](int i) { return share.even ? first_tile[i] : share.whole ? first_item[i] & 511 : first_item[i] >> 9; };
         int before = 0; // sequences that begin no later than this block
-        for (int i = lane; i < n; i += 32) before += (i64)first[i] * all_heads <= share.begin;
+        for (int i = lane; i < n; i += 32) before += (i64)first(i) * all_heads <= share.begin;
         int low = __reduce_add_sync(FULL_WARP, before) - 1;
         c.at = share.begin, c.seq = low;
         c.enter(contexts, p);
-        int rest = (int)(share.begin - (i64)first[low] * all_heads), each = c.span(share);
+        int rest = (int)(share.begin - (i64)first(low) * all_heads), each = c.span(share);
         c.head = rest / each, c.first = c.at - rest % each;
         c.aim(share, warp);
     }

@@ -1,11 +1,13 @@
 // How the work of attention_decode.cu is cut into items and shared out.
 //
-// There are two ways to cut. Where a context's length and the model alone say where, a result does not
+// There are three ways to cut. Where a context's length and the model alone say where, a result does not
 // depend on what else is in the batch; a block then takes whole items, as many as any other or one
 // more. Cut evenly, every block takes the same number of tiles, wherever that ends, and the contexts at
 // its two ends are shared with the blocks beside it: no block works longer than another, and most
 // contexts need no adding up. That is for more items than blocks. An item also takes some time of its
-// own, however short it is: as much as LEAD tiles, which stand before its first one in the list.
+// own, however short it is: as much as LEAD tiles, which stand before its first one in the list. And
+// contexts that are about as long as one another, whose KV heads are as many as blocks, or twice as many
+// and so on, or a little fewer, are not cut: none needs adding up. The last two ways depend on the batch.
 //
 // An empty context has no items.
 
@@ -14,6 +16,8 @@ static const int TILE = 16; // tokens
 static const int ONE_SPLIT = 24;
 static const int MIN_SPLIT = 16;
 static const int LEAD = 2;
+// How many tiles what a block has to add up takes as long as, where all is cut evenly.
+static const int ADDING_UP = 8;
 static_assert(MIN_SPLIT % WARPS == 0, "a split is as many tiles for each warp");
 
 // Nothing of a thread block's keys is on its way before it knows where it begins, and a division takes as long as thirty
@@ -57,7 +61,22 @@ struct Cut {
 /// A thread block's share of all the work, in items, or, cut evenly, in tiles and leads.
 struct Share {
     bool even;
+    bool whole; // no context is cut
     i64 total, begin, end;
+
+    /// Of a head: how many `splits` there are, of how many contexts that are not empty, how many `tiles` and leads, and what the
+    /// `longest` of them has. `least_even`: tiles of a block from which contexts of one split each are cut evenly; 0: none is.
+    DEVICE void cut(int least_even, int splits, int contexts, int heads, int tiles, int longest) {
+        i64 work = (i64)tiles * heads, blocks = gridDim.x;
+        bool many = (i64)splits * heads > blocks;
+        // Contexts that are one split each need no adding up unless they are cut evenly: for those it must be worth it.
+        even = least_even > 0 && many && (splits > contexts || work >= least_even * blocks);
+        whole = false;
+        if (!even || splits == contexts) return;
+        u32 each = ((u32)(contexts * heads) + gridDim.x - 1) / gridDim.x;
+        whole = (i64)each * longest * blocks <= work + ADDING_UP * blocks;
+        even = !whole;
+    }
 
     /// Fewer than blocks: the first blocks take one each. Were they every fourth block, say, of two a multiprocessor, only
     /// every fourth multiprocessor would have work.

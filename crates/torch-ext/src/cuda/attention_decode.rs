@@ -22,7 +22,7 @@ pub(crate) static SOURCE: Source = Source {
         &[
             "T_BF16=1",
             "HEAD_DIM=128",
-            "WARPS=8",
+            "WARPS=2",
             "STAGES=3",
             "WIDE=0",
             "ANY_BLOCK=0",
@@ -199,8 +199,12 @@ impl Kernels {
         let rows = heads.rows();
         let splits = heads.splits(max_context);
         let even = if workspace.invariant { 0 } else { EVEN };
-        let few = !workspace.invariant && n * heads.lists() <= self.num_sms();
-        let plan = DecodePlan::new(&heads, n.min(LAUNCH_SEQS), few, self.capability())?;
+        let launch_seqs = n.min(LAUNCH_SEQS);
+        let crowd = match workspace.invariant {
+            true => Crowd::TwoOrAny,
+            false => Crowd::of(launch_seqs * heads.lists(), self.num_sms()),
+        };
+        let plan = DecodePlan::new(&heads, launch_seqs, crowd, self.capability())?;
         let mut defines: Defines = smallvec::smallvec![
             (element(q.kind()), 1),
             ("HEAD_DIM", heads.head_dim as i64),
@@ -292,6 +296,31 @@ struct Work<'a> {
     workspace: &'a DecodeWorkspace,
 }
 
+/// How many KV heads of sequences there are for an SM: items, where no context is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Crowd {
+    /// At most one: a block has an SM for itself, and eight warps: more of a context is on its way at once.
+    One,
+    /// At most four, which are blocks of two warps, side by side: two parts to merge for an item instead of four.
+    Four,
+    /// More: small blocks, too, but with shorter rings, since a ring runs on from item to item.
+    More,
+    /// Two, which are blocks of four warps; or as it comes: the number of warps decides where sums are rounded, so results
+    /// that must not depend on the batch always take the same.
+    TwoOrAny,
+}
+
+impl Crowd {
+    fn of(items: usize, num_sms: usize) -> Self {
+        match items.div_ceil(num_sms) {
+            0..=1 => Self::One,
+            2 => Self::TwoOrAny,
+            3..=4 => Self::Four,
+            _ => Self::More,
+        }
+    }
+}
+
 /// How a decode launch uses an SM.
 struct DecodePlan {
     warps: usize,
@@ -301,10 +330,7 @@ struct DecodePlan {
 }
 
 impl DecodePlan {
-    /// `few`: there is an SM for each KV head of each sequence. A block has it for itself then, and twice the warps: more
-    /// of a context is on its way at once. The number of warps decides where sums are rounded, so results that must
-    /// not depend on the batch always take the same.
-    fn new(heads: &Heads, n: usize, few: bool, capability: (i32, i32)) -> Result<Self, Error> {
+    fn new(heads: &Heads, n: usize, crowd: Crowd, capability: (i32, i32)) -> Result<Self, Error> {
         let dim = heads.head_dim;
         let rows = heads.rows().rows;
         let shared = |warps: usize, stages: usize| {
@@ -319,16 +345,22 @@ impl DecodePlan {
             (8, _) | (12, _) => 100,
             _ => 228,
         } * 1024;
-        let of_few: &[_] = if few { &[(8, 3, 1), (8, 2, 1)] } else { &[] };
+        // Warps, stages, blocks of an SM.
+        let of_crowd: &[_] = match crowd {
+            Crowd::One => &[(8, 3, 1), (8, 2, 1)],
+            Crowd::Four => &[(2, 3, MOST_BLOCKS), (2, 2, MOST_BLOCKS)],
+            Crowd::More => &[(2, 2, MOST_BLOCKS)],
+            Crowd::TwoOrAny => &[],
+        };
         let of_all = &[
-            (4, 4, MOST_BLOCKS),
+            (4, 4, 2),
             (4, 3, 2),
             (4, 2, 2),
             (4, 3, 1),
             (4, 2, 1),
             (4, 1, 1),
         ];
-        let mut choices = of_few.iter().chain(of_all);
+        let mut choices = of_crowd.iter().chain(of_all);
         let fits = |warps, stages, blocks| (shared(warps, stages) + 1024 + 256) * blocks <= all;
         match choices.find(|&&(warps, stages, blocks)| fits(warps, stages, blocks)) {
             Some(&(warps, stages, blocks_per_sm)) => Ok(Self {
@@ -366,24 +398,36 @@ mod tests {
                     kv_heads,
                     head_dim,
                 };
-                for (n, few) in [(1, true), (100, true), (LAUNCH_SEQS, false)] {
-                    let Ok(plan) = DecodePlan::new(&heads, n, few, capability) else {
+                for (n, crowd) in [
+                    (1, Crowd::One),
+                    (100, Crowd::One),
+                    (66, Crowd::Four),
+                    (LAUNCH_SEQS, Crowd::More),
+                    (LAUNCH_SEQS, Crowd::TwoOrAny),
+                ] {
+                    let Ok(plan) = DecodePlan::new(&heads, n, crowd, capability) else {
                         refused += 1;
                         continue;
                     };
-                    let what = format!("{heads:?} {n} {few} {capability:?}");
+                    let what = format!("{heads:?} {n} {crowd:?} {capability:?}");
                     // What the driver takes of an SM for a block, and the kernel for itself.
                     let all = (plan.shared + 1024 + 256) * plan.blocks_per_sm;
                     assert!(all <= kib * 1024, "{what}: {all}");
                     assert!(plan.blocks_per_sm <= MOST_BLOCKS && plan.stages >= 1);
-                    // Rounding must not depend on the batch where `few` is not asked for.
-                    assert!(plan.warps == 4 || (few && plan.warps == 8), "{what}");
                     let roomy = capability == (9, 0) && head_dim <= 128;
-                    assert!(!few || !roomy || plan.warps == 8, "{what}");
+                    let few_rows = heads.rows().rows <= 8;
+                    match crowd {
+                        // Rounding must not depend on the batch.
+                        Crowd::TwoOrAny => assert_eq!(plan.warps, 4, "{what}"),
+                        Crowd::One => assert!(!roomy || plan.warps == 8, "{what}"),
+                        Crowd::Four | Crowd::More => {
+                            assert!(!roomy || !few_rows || plan.warps == 2, "{what}")
+                        }
+                    }
                 }
             }
         }
         // Heads of 256 do not fit the smallest.
-        assert_eq!(refused, 6);
+        assert_eq!(refused, 10);
     }
 }

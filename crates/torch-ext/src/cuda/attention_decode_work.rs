@@ -16,8 +16,8 @@ const MIN_SPLIT: usize = 16;
 /// One long sequence is cut into about as many items as keep a GPU busy.
 const ITEMS: usize = 256;
 /// Most thread blocks of a multiprocessor.
-pub(super) const MOST_BLOCKS: usize = 2;
-/// Sequences of one decode launch: their list is in shared memory.
+pub(super) const MOST_BLOCKS: usize = 4;
+/// Sequences of one decode launch, whose list is in shared memory: MOST_SEQS in the source.
 pub(super) const LAUNCH_SEQS: usize = 256;
 
 /// How the heads that share a KV head are laid on the tensor cores' 16 rows in decode.

@@ -25,11 +25,14 @@ static const float SCALE = 0.1f, CAP = 20.f, EPS = 1e-6f;
 
 /// Sequences with one query each, as the kernel takes them.
 struct Batch {
-    int n = 1 + below(below(3) ? 6 : 40), longest;
+    // Few, or as many as a launch may have, and then of short contexts.
+    int n = below(4) ? 1 + below(below(3) ? 6 : 40) : 41 + below(216), longest;
     int kv_heads = 1 + below(3), ratio = WIDE ? 9 + below(12) : 1 + below(8), heads = kv_heads * ratio;
     int groups = (ratio + 15) / 16, rows = (ratio + groups - 1) / groups;
     int block_size = ANY_BLOCK ? 1 + below(50) : 16 << below(3), width, blocks;
-    int window = below(3) ? 0 : 1 + below(300), even = below(2) ? 0 : below(2) ? 1 : 144;
+    // About as long as one another, and about as many KV heads as thread blocks, or twice, or three times.
+    bool alike = n <= 40 && !below(3);
+    int window = below(3) ? 0 : 1 + below(300), even = below(2) ? 0 : below(2) ? 1 : 144, grid;
     std::vector<int> contexts, query_start, table, seqs;
     std::vector<elem> k, v, q, out, q_norm = normals(DIM), k_norm = normals(DIM);
     std::vector<float> cos, sin;
@@ -37,7 +40,8 @@ struct Batch {
 
     Batch() {
         const int lengths[] = {10, 60, 300, 700};
-        longest = lengths[below(4)];
+        longest = alike ? 500 : lengths[below(n <= 40 ? 4 : 2)];
+        if (alike) window = 0, even = 1;
         width = (longest + block_size - 1) / block_size + below(3), blocks = n * width + 5;
         std::vector<int> order(blocks);
         for (int i = 0; i < blocks; ++i) order[i] = i;
@@ -45,14 +49,17 @@ struct Batch {
         table.assign(order.begin(), order.begin() + n * width);
         // What no context has is NaN, and with FUSED its newest token, too.
         k.assign((size_t)blocks * kv_heads * block_size * DIM, NOT_A_NUMBER), v = k;
+        int live = 0;
         for (int i = 0; i < n; ++i) {
-            contexts.push_back(below(8) ? 1 + below(longest) : 0);
+            contexts.push_back(!below(8) ? 0 : alike ? longest - below(40) : 1 + below(longest));
+            live += contexts[i] > 0;
             query_start.push_back(i), seqs.push_back(i), rope_index.push_back(max(0, contexts[i] - 1));
             for (int at = 0; at < (contexts[i] - FUSED) * kv_heads * DIM; ++at) {
                 size_t to = place(i, at / DIM % kv_heads, at / DIM / kv_heads) + at % DIM;
                 k[to] = rounded(normal()), v[to] = rounded(normal());
             }
         }
+        grid = alike ? live * kv_heads * groups / (1 + below(3)) + 1 : 1 + below(below(2) ? 20 : 200);
         q = normals((size_t)n * q_heads() * DIM);
         out.assign((size_t)n * heads * DIM, NOT_A_NUMBER);
         for (int i = 0; i < longest * DIM / 2; ++i) {
@@ -77,7 +84,7 @@ struct Batch {
         std::vector<u32> counters(n * lists);
         memset(dynamic_shared, 0xff, sizeof dynamic_shared);
         bool arrived = true;
-        run_grid(1 + below(below(2) ? 20 : 200), 1, [&] {
+        run_grid(grid, 1, [&] {
             attention_decode(q.data(), k.data(), v.data(), table.data(), query_start.data(), contexts.data(), seqs.data(),
                              out.data(), part.data(), part_ml.data(), counters.data(), n, n, n, heads, kv_heads, groups,
                              rows, width, blocks, block_size, longest, window, max_splits, even, SCALE, CAP, 1, 0, 0

@@ -3,8 +3,8 @@
     python3 benches/filled_steps.py
 
 For some loads and ways to plan steps: output tokens a second, median and 99 % of first tokens, 99 % of gaps between tokens
-(ms). The times of steps are fitted to traces (RESULTS.md says to which); the rule is that of `mixed_step_tokens` in
-batch-scheduler, with its limits as parameters. For choosing these without a GPU, not for figures.
+(ms). The times of steps are fitted to a trace and to times of products (TRIED.md has both); the rule is that of
+`mixed_step_tokens` in batch-scheduler, with its limits as parameters. For choosing these without a GPU, not for figures.
 """
 
 import random
@@ -43,10 +43,11 @@ def milliseconds(decoding, prompts):
     rows = decoding + prompts
     if prompts == 0:
         return 4.1 + 0.9 * attention
-    if rows <= WHOLE:
+    if rows <= 160:
         return 4.1 + 0.0062 * max(0, rows - 32) + attention + 0.75
     if rows <= 512:
-        return 5.65 + 0.0175 * (rows - WHOLE) + attention
+        # Up to 256 rows products are our own.
+        return 5.65 + (0.0137 if rows <= 256 else 0.0175) * (rows - 160) + attention
     return 0.3 + 0.0213 * rows + attention
 
 

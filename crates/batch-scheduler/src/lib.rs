@@ -69,7 +69,7 @@
 //!    preempted or left without room. Blocks for all of a sequence's tokens are taken at once.
 //!    Where the first in line does not fit, nobody passes it.
 //!    Where some sequences decode, prompts, of running sequences and of these, only fill the step up to
-//!    [`mixed_step_tokens`](SchedulerConfig::mixed_step_tokens): what reading the weights takes anyway.
+//!    [`mixed_step_tokens`](SchedulerConfig::mixed_step_tokens), where their tokens cost less than in steps of their own.
 //! 4. *A prompt that completes* for a request of `n` > 1 forks: the others share its blocks and
 //!    sample from the same logits. Their slots were set aside at admission.
 //!
